@@ -1,0 +1,208 @@
+"""A method is a class whose fields are its settings; subclassing registers it.
+
+Decisions:
+- An *axis* is an abstract subclass of `Method` declared with `axis=` and the packages that hold its
+  methods. A *method* is a concrete subclass declared with `name=`. Classes between the two (shared
+  primitives) declare neither.
+- A method is written in a recipe as its name (`lora`) or as one key over its settings
+  (`{lora: {rank: 8}}`). A field annotated with the axis class accepts both, so recipe schemas
+  are ordinary pydantic models.
+- Files are discovered by folder, and third parties' by the entry-point group `temper.methods`.
+  Nothing lists the methods by hand.
+- Settings are frozen. What lives while training is a `Live` object that the method hands out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import pkgutil
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from temper.core.errors import nearest
+
+ENTRY_POINT_GROUP = "temper.methods"
+
+
+class Settings(BaseModel):
+    """Frozen settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        allow_inf_nan=False,
+    )
+
+
+class Method(Settings):
+    """One published method: its fields are its hyper-parameters, its docstring is its page."""
+
+    axis: ClassVar[str] = ""
+    method_name: ClassVar[str] = ""
+    _packages: ClassVar[tuple[str, ...]] = ()
+    _registered: ClassVar[dict[str, type[Method]]] = {}
+    _axis_class: ClassVar[type[Method]]
+
+    def __init_subclass__(
+        cls, *, axis: str = "", packages: tuple[str, ...] = (), name: str = "", **config: Any
+    ) -> None:
+        super().__init_subclass__(**config)
+        if axis:
+            cls.axis, cls._packages, cls._registered, cls._axis_class = axis, packages, {}, cls
+            AXES[axis] = cls
+        cls.method_name = name
+        if name:
+            other = cls._registered.get(name)
+            if other is not None and other.__module__ != cls.__module__:
+                raise TypeError(
+                    f"{cls.__module__}.{cls.__qualname__}: the {cls.axis} method {name!r} is already "
+                    f"{other.__module__}.{other.__qualname__}; choose another name"
+                )
+            cls._registered[name] = cls
+
+    @classmethod
+    def methods(cls) -> dict[str, type[Self]]:
+        """Return every method of this axis by name, discovering the axis' folders first."""
+        for package in cls._packages:
+            _import_all(package)
+        load_entry_points()
+        return dict(sorted(cls._registered.items()))  # type: ignore[arg-type]
+
+    @classmethod
+    def parse(cls, written: object) -> Self:
+        """Turn `name` or `{name: settings}` into a method of this axis.
+
+        Raises:
+            PydanticCustomError: an unknown name, or settings that do not fit (`errors` in its context).
+        """
+        if isinstance(written, cls):
+            return written
+        if isinstance(written, str):
+            name, settings = cls.from_text(written)
+        elif isinstance(written, dict) and len(written) == 1:
+            name, settings = next(iter(written.items()))
+            settings = {} if settings is None else settings
+        else:
+            raise PydanticCustomError(
+                "method_shape",
+                "{shown} is not a {axis} method; write a name, or one name over its settings",
+                {"shown": repr(written), "axis": cls.axis},
+            )
+        if isinstance(settings, Method):
+            return settings  # type: ignore[return-value]
+        known = cls.methods()
+        if name not in known:
+            raise PydanticCustomError(
+                "unknown_method",
+                "{shown} is not a {axis} method; {hint}",
+                {"shown": repr(name), "axis": cls.axis, "hint": nearest(str(name), known)},
+            )
+        try:
+            return known[name].model_validate(settings)
+        except ValidationError as error:
+            raise PydanticCustomError(
+                "method_settings", "settings of {name}", {"name": name, "errors": error.errors()}
+            ) from error
+
+    @classmethod
+    def from_text(cls, text: str) -> tuple[str, object]:
+        """Split a method written as plain text into name and settings. Axes may add shorthands."""
+        return text, {}
+
+    def written(self) -> dict[str, Any]:
+        """Return `{name: settings}` with every default filled in, as plain JSON values."""
+        return {self.method_name: self.model_dump(mode="json", by_alias=True)}
+
+    @classmethod
+    def code_version(cls) -> str:
+        """Hash of the method's source file: a changed method makes a new stage."""
+        return hashlib.sha256(inspect.getsource(inspect.getmodule(cls) or cls).encode()).hexdigest()[:16]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        if cls.method_name:
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(
+            cls.parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda method: method.written(), return_schema=core_schema.dict_schema()
+            ),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        if cls.method_name:
+            return dict(handler(schema))
+        return {"description": f"a {cls.axis} method: its name, or its name over its settings"}
+
+
+AXES: dict[str, type[Method]] = {}
+
+
+class Live:
+    """What a method hands out for one training run: everything that changes while training.
+
+    The engine calls the hooks at step boundaries and stores `state_dict` in each checkpoint, so that
+    a resumed run equals an uninterrupted one bit for bit.
+    """
+
+    def before_step(self, moment: Any) -> None:
+        """Called before the first forward pass of an optimizer step (`moment`: `core.schedule.Moment`)."""
+
+    def after_step(self, moment: Any) -> None:
+        """Called after the optimizer has stepped."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values that a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+
+
+def methods_in(settings: BaseModel) -> list[Method]:
+    """Return every method inside a tree of settings, depth first."""
+    found: list[Method] = [settings] if isinstance(settings, Method) and settings.method_name else []
+    for name in type(settings).model_fields:
+        found += _methods_in_value(getattr(settings, name))
+    return found
+
+
+def _methods_in_value(value: object) -> list[Method]:
+    if isinstance(value, BaseModel):
+        return methods_in(value)
+    if isinstance(value, dict):
+        return [method for item in value.values() for method in _methods_in_value(item)]
+    if isinstance(value, list | tuple):
+        return [method for item in value for method in _methods_in_value(item)]
+    return []
+
+
+_imported: set[str] = set()
+
+
+def _import_all(package: str) -> None:
+    if package in _imported:
+        return
+    _imported.add(package)
+    module = importlib.import_module(package)
+    for info in pkgutil.iter_modules(module.__path__, prefix=package + "."):
+        importlib.import_module(info.name)
+
+
+def load_entry_points() -> None:
+    """Import every third-party method that an installed distribution offers."""
+    if ENTRY_POINT_GROUP in _imported:
+        return
+    _imported.add(ENTRY_POINT_GROUP)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        entry.load()
