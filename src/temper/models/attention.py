@@ -1,0 +1,257 @@
+"""Attention over a flat run of documents, through the attention seam of transformers.
+
+Decisions:
+- The batch is one flat run of T tokens; inside attention only, documents of like length stand side by side
+  as rows of one call, padded at their ends. Causality hides what is behind a document's end, so no mask is
+  needed, and a document never sees another: packed = one by one, exactly.
+- Regrouping is a permutation, so its gradient is one too: two index selections, no scatter, the same bits
+  every time.
+- A `PackedLayout` travels as an ordinary keyword of the model's forward. There is no global state: without it
+  (generation) the same implementation is transformers' own SDPA.
+
+Legend: T packed tokens, S slots (T and the padding inside groups), G documents of a group, L longest of a
+group, H query heads, K key and value heads, E width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "temper_packed"
+
+SHORT_DOCUMENT = 32
+"""Documents up to this length share a group whatever their lengths: a call costs more than the padding."""
+LEAST_FILL = 0.8
+"""A longer document joins a group only if it fills this share of its row."""
+FLOAT32_ON_CPU_UP_TO = 128
+"""On a CPU, bf16 backward is slower than fp32 below this length (many short rows)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Documents that stand side by side in one attention call."""
+
+    start: int
+    """its first slot"""
+    num_documents: int
+    length: int
+    """slots of each document; the longest document fills them"""
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where each token of a flat run stands while attention is computed."""
+
+    groups: tuple[Group, ...]
+    slots_S: Tensor | None
+    """int64, the token that stands in each slot (a document's last token in its padding); None: slots = tokens"""
+    is_padding_S: Tensor | None
+    inverse_T: Tensor | None
+    """int64, the slot of each token"""
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """sliding-window masks by (length, window), made once for all blocks"""
+
+    @staticmethod
+    def of(lengths: Sequence[int], device: torch.device | str = "cpu") -> PackedLayout:
+        """Group documents of `lengths` tokens, which follow one another in the flat run."""
+        order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+        starts = [0]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        groups: list[Group] = []
+        slots: list[Tensor] = []
+        padding: list[Tensor] = []
+        total = 0
+        while order:
+            longest = lengths[order[0]]
+            least = 0 if longest <= SHORT_DOCUMENT else longest * LEAST_FILL
+            members = sorted(index for index in order if lengths[index] >= least)
+            taken = set(members)
+            order = [index for index in order if index not in taken]
+            first_G = torch.tensor([starts[index] for index in members])
+            length_G = torch.tensor([lengths[index] for index in members])
+            offset_GL = torch.arange(longest).expand(len(members), longest)
+            slots.append((first_G[:, None] + torch.minimum(offset_GL, length_G[:, None] - 1)).reshape(-1))
+            padding.append((offset_GL >= length_G[:, None]).reshape(-1))
+            groups.append(Group(total, len(members), longest))
+            total += longest * len(members)
+        slots_S, is_padding_S = torch.cat(slots), torch.cat(padding)
+        if torch.equal(slots_S, torch.arange(starts[-1])):
+            return PackedLayout(tuple(groups), None, None, None)
+        inverse_T = torch.empty(starts[-1], dtype=torch.int64)
+        filled_S = ~is_padding_S
+        inverse_T[slots_S[filled_S]] = torch.arange(total)[filled_S]
+        return PackedLayout(tuple(groups), slots_S.to(device), is_padding_S.to(device), inverse_T.to(device))
+
+
+def packed_inputs(tokens_T: Tensor, positions_T: Tensor, layout: PackedLayout) -> dict[str, Any]:
+    """Return the keywords with which a decoder reads a flat run."""
+    return {
+        "input_ids": tokens_T[None],
+        "position_ids": positions_T[None],
+        # transformers returns a four-dimensional mask as it is, and so builds no tokens x tokens mask of its own.
+        "attention_mask": torch.empty(1, 1, 1, 1, device=tokens_T.device),
+        "use_cache": False,
+        "packed": layout,
+    }
+
+
+class _ToSlots(torch.autograd.Function):
+    """Tokens to slots. Padding slots get no gradient from causal attention, so they have none to give back."""
+
+    @staticmethod
+    def forward(ctx: Any, x_T: Tensor, layout: PackedLayout) -> Tensor:
+        ctx.layout = layout
+        return x_T.index_select(0, layout.slots_S)  # type: ignore[arg-type]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_S: Tensor) -> tuple[Tensor, None]:
+        return grad_S[0].index_select(0, ctx.layout.inverse_T), None
+
+
+class _ToTokens(torch.autograd.Function):
+    """Slots to tokens. What stands in padding is dropped: its gradient is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x_S: Tensor, layout: PackedLayout) -> Tensor:
+        ctx.layout = layout
+        return x_S.index_select(0, layout.inverse_T)  # type: ignore[arg-type]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_T: Tensor) -> tuple[Tensor, None]:
+        grad_S = grad_T[0].index_select(0, ctx.layout.slots_S)
+        return grad_S.masked_fill_(ctx.layout.is_padding_S[:, None, None], 0), None
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed: PackedLayout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend within each document of a flat run, or as SDPA does where there is no layout.
+
+    Args:
+        query: (1, H, T, E); key and value: (1, K, T, E).
+        packed: the documents' layout.
+        sliding_window: how many tokens back a token sees, itself included; None for all.
+        softcap: bound of the scores' tanh (Gemma 2).
+
+    Returns:
+        the attended values (1, T, H, E), and None for the weights.
+
+    Raises:
+        ValueError: attention sinks or a position bias, which this implementation does not compute.
+    """
+    for name in ("s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"packed attention does not compute {name!r}, which this model family needs")
+    if packed is None:
+        if softcap is None:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
+        if attention_mask is None:
+            attention_mask = _window_mask(query.shape[2], key.shape[2], None, query.device)
+        out = _capped_attention(query, key, value, attention_mask, dropout, scaling, softcap)
+        return out.transpose(1, 2).contiguous(), None
+
+    flat = [heads.transpose(1, 2)[0] for heads in (query, key, value)]
+    if packed.slots_S is not None:
+        flat = [_ToSlots.apply(x, packed) for x in flat]  # type: ignore[no-untyped-call]
+    parts = []
+    for group in packed.groups:
+        stop = group.start + group.num_documents * group.length
+        shape = (group.num_documents, group.length)
+        query_GL, key_GL, value_GL = (x[group.start : stop].unflatten(0, shape).transpose(1, 2) for x in flat)
+        out = _attend(query_GL, key_GL, value_GL, packed, group.length, dropout, scaling, sliding_window, softcap)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if packed.slots_S is not None:
+        joined = _ToTokens.apply(joined, packed)  # type: ignore[no-untyped-call]
+    return joined[None].contiguous(), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    length: int,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attend within rows: query (G, H, L, E), key and value (G, K, L, E) to (G, H, L, E)."""
+    mask = None
+    if softcap is not None or (window is not None and window < length):
+        shape = (length, min(window or length, length))
+        if shape not in layout.masks:
+            layout.masks[shape] = _window_mask(length, length, shape[1], query.device)
+        mask = layout.masks[shape]
+    if softcap is not None:
+        return _capped_attention(query, key, value, mask, dropout, scaling, softcap)
+    dtype = query.dtype
+    if query.device.type == "cpu" and length <= FLOAT32_ON_CPU_UP_TO:
+        query, key, value = query.float(), key.float(), value.float()
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.to(dtype)
+
+
+def _window_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Return a boolean mask (queries, keys), true where a query sees a key: causal, at most `window` back."""
+    query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    key = torch.arange(num_keys, device=device)[None]
+    return (key <= query) if window is None else (key <= query) & (key > query - window)
+
+
+def _capped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float,
+) -> Tensor:
+    """Attention whose scores are bounded by softcap * tanh(score / softcap); no fused kernel has it on a CPU."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = softcap * torch.tanh((query @ key.transpose(2, 3)) * (scale / softcap))
+    if mask is not None:
+        is_additive = mask.dtype != torch.bool
+        scores = scores + mask if is_additive else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = F.dropout(scores.softmax(-1, dtype=torch.float32), dropout)
+    return weights.to(value.dtype) @ value
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,35 @@
+"""The layout of packed attention: a permutation that fills its rows."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from temper.models.attention import LEAST_FILL, SHORT_DOCUMENT, PackedLayout
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=40))
+def test_slots_are_a_permutation_of_the_tokens_and_padding(lengths: list[int]) -> None:
+    layout = PackedLayout.of(lengths)
+    total = sum(lengths)
+    num_slots = sum(group.num_documents * group.length for group in layout.groups)
+    if layout.slots_S is None:
+        assert num_slots == total
+        return
+    assert layout.is_padding_S is not None and layout.inverse_T is not None
+    assert len(layout.slots_S) == num_slots and int((~layout.is_padding_S).sum()) == total
+    assert torch.equal(layout.slots_S[layout.inverse_T], torch.arange(total))
+    assert not bool(layout.is_padding_S[layout.inverse_T].any())
+
+
+@given(st.lists(st.integers(SHORT_DOCUMENT + 1, 3000), min_size=1, max_size=60))
+def test_long_documents_fill_their_rows(lengths: list[int]) -> None:
+    layout = PackedLayout.of(lengths)
+    num_slots = sum(group.num_documents * group.length for group in layout.groups)
+    assert sum(lengths) >= LEAST_FILL * num_slots
+
+
+def test_equal_documents_and_one_document_are_not_moved() -> None:
+    assert PackedLayout.of([7, 7, 7]).slots_S is None
+    assert PackedLayout.of([1000]).slots_S is None
