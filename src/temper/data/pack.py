@@ -1,0 +1,117 @@
+"""Packed batches: one flat run of tokens with document boundaries; no padding, no leakage.
+
+Legend: T packed tokens, N supervised tokens, B documents (sequences) in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from temper.data.example import Example, Origin
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A flat run of documents, as the forward primitive reads it."""
+
+    tokens_T: Tensor
+    """int64"""
+    positions_T: Tensor
+    """int64, starting at 0 in each document"""
+    lengths: tuple[int, ...]
+    """tokens of each of the B documents, in order; their sum is T"""
+    supervised_N: Tensor
+    """int64 flat positions whose next token is supervised"""
+    targets_N: Tensor
+    """int64, the token to predict at each of those positions"""
+    weights_N: Tensor
+    """float32 loss weights, never 0"""
+    document_N: Tensor
+    """int64 in [0, B), the document of each supervised token"""
+    roles: tuple[str, ...]
+    """B, `Sequence.role`"""
+    examples: tuple[int, ...]
+    """B, which of this batch's examples each document belongs to; an example is never divided"""
+    columns: tuple[Mapping[str, Any], ...]
+    """one for each example"""
+    origins: tuple[Origin, ...]
+    """one for each example"""
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.columns)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.tokens_T.shape[0])
+
+    @property
+    def num_supervised(self) -> int:
+        return int(self.targets_N.shape[0])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with its tensors on a device."""
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return Batch(**{**vars(self), **moved})
+
+
+def pack(examples: Sequence[Example]) -> Batch:
+    """Lay examples one after another.
+
+    Raises:
+        ValueError: no example at all.
+    """
+    if not examples:
+        raise ValueError("a batch needs at least one example")
+    sequences = [(index, sequence) for index, example in enumerate(examples) for sequence in example.sequences]
+    lengths = [len(sequence.tokens_T) for _, sequence in sequences]
+    tokens_T = np.concatenate([sequence.tokens_T for _, sequence in sequences]).astype(np.int64)
+    weights_T = np.concatenate([sequence.weights_T for _, sequence in sequences])
+    starts_T = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    # The first token of a document has weight 0, so `predicted - 1` never reaches into the one before.
+    predicted_N = np.flatnonzero(weights_T)
+    return Batch(
+        tokens_T=torch.from_numpy(tokens_T),
+        positions_T=torch.from_numpy(np.arange(len(tokens_T)) - starts_T),
+        lengths=tuple(lengths),
+        supervised_N=torch.from_numpy(predicted_N - 1),
+        targets_N=torch.from_numpy(tokens_T[predicted_N]),
+        weights_N=torch.from_numpy(weights_T[predicted_N].astype(np.float32)),
+        document_N=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)[predicted_N]),
+        roles=tuple(sequence.role for _, sequence in sequences),
+        examples=tuple(index for index, _ in sequences),
+        columns=tuple(example.columns for example in examples),
+        origins=tuple(example.origin for example in examples),
+    )
+
+
+def split_by_cost(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]:
+    """Divide a step's examples into as few micro-batches of at most `micro_tokens` as first-fit-decreasing finds.
+
+    An example longer than that is a micro-batch of its own. Examples keep their order inside a micro-batch.
+    """
+    order = sorted(range(len(examples)), key=lambda index: (-examples[index].num_tokens, index))
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in order:
+        size = examples[index].num_tokens
+        place = next((number for number, left in enumerate(room) if left >= size), None)
+        if place is None:
+            bins.append([index])
+            room.append(micro_tokens - size)
+        else:
+            bins[place].append(index)
+            room[place] -= size
+    return [[examples[index] for index in sorted(members)] for members in sorted(bins, key=min)]
