@@ -1,0 +1,54 @@
+"""Random deltas of every kind for the tiny models, and bitwise comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from temper.delta import Delta, DenseDelta, Factors, LowRankDelta, Provenance, spread, stack
+from temper.models.model import Model
+
+PROVENANCE = Provenance("f00d", "lab:tiny", {"lora": {"rank": 3}}, {"lab/copy": "abc"}, seed=7)
+
+
+def make_dense(model: Model, seed: int = 0) -> DenseDelta:
+    """Change the embedding and every other tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    embedding = f"{model.anatomy.embedding}.weight"
+    named = [(name, p) for i, (name, p) in enumerate(model.module.named_parameters()) if name == embedding or i % 2]
+    changes = {name: 0.1 * torch.randn(parameter.shape, generator=generator) for name, parameter in named}
+    return DenseDelta(changes, PROVENANCE)
+
+
+def make_low_rank(model: Model, seed: int = 0) -> LowRankDelta:
+    """Change q with rank 2, v with rank 3 and down with rank 4; q and v are slices of one module in some families."""
+    generator = torch.Generator().manual_seed(seed)
+    by_module: dict[str, list[Factors]] = {}
+    for part in model.anatomy.parts("q", "v", "down"):
+        rank = {"q": 2, "v": 3, "down": 4}[part.name]
+        factors = Factors(
+            0.3 * torch.randn(rank, part.in_features, generator=generator),
+            0.3 * torch.randn(part.out_features, rank, generator=generator),
+            scaling=1 + rank / 4,
+            is_transposed=part.is_transposed,
+        )
+        weight = model.module.get_submodule(part.path).weight
+        if part.rows is not None:
+            factors = spread(factors, part.rows, weight.shape[1 if part.is_transposed else 0])
+        by_module.setdefault(part.path, []).append(factors)
+    return LowRankDelta({path: stack(parts) for path, parts in by_module.items()}, PROVENANCE)
+
+
+KINDS: dict[str, Callable[..., Delta]] = {"dense": make_dense, "low_rank": make_low_rank}
+
+
+def values(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
