@@ -1,0 +1,98 @@
+"""The forward primitive: what a model says of the supervised tokens of a packed batch.
+
+Logits exist for supervised tokens only, a chunk at a time, and are computed again in the backward pass, so
+that a tokens x vocabulary matrix is never held. Everything that needs logits is a *reduction* of a chunk:
+log-probabilities here; entropies, divergences and top-k elsewhere, through the same door.
+
+Legend: T packed tokens, N supervised tokens, C tokens of a chunk, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from temper.data.pack import Batch
+from temper.models.attention import PackedLayout, packed_inputs
+from temper.models.model import Model
+
+Reduction = Callable[[Tensor, Tensor], Tensor]
+"""Takes float32 logits (C, V) and targets (C,), returns (C, ...)."""
+
+MAX_CHUNK_VALUES = 2**23
+"""Logits held at once: 32 MiB in float32, twice that in a backward pass."""
+
+
+def logprob(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+    """Return the log-probability of each target in nats, (C,)."""
+    picked_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
+    return picked_C - logits_CV.logsumexp(1)
+
+
+def hidden_states(model: Model, batch: Batch) -> Tensor:
+    """Return the last hidden state of every token, after the last norm, (T, D)."""
+    backbone = model.module.get_submodule(model.anatomy.backbone)
+    layout = PackedLayout.of(batch.lengths, batch.tokens_T.device)
+    return backbone(**packed_inputs(batch.tokens_T, batch.positions_T, layout)).last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def project(
+    model: Model,
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    reduce: Reduction = logprob,
+    max_chunk_values: int = MAX_CHUNK_VALUES,
+) -> Tensor:
+    """Project hidden states to the vocabulary and reduce, a chunk of tokens at a time.
+
+    Args:
+        hidden_ND: what predicts each target.
+        targets_N: int64.
+        reduce: what to keep of a chunk's logits.
+        max_chunk_values: logits held at once.
+
+    Returns:
+        (N, ...), differentiable; (0,) where nothing is supervised.
+    """
+    head = model.module.get_submodule(model.anatomy.head)
+    if len(targets_N) == 0:
+        return hidden_ND.sum(1) * 0.0
+    per_chunk = max(1, max_chunk_values // head.weight.shape[0])
+    parts = []
+    for hidden_CD, targets_C in zip(hidden_ND.split(per_chunk), targets_N.split(per_chunk), strict=True):
+        if torch.is_grad_enabled():
+            part = checkpoint(_reduced, model, head, hidden_CD, targets_C, reduce, use_reentrant=False)
+        else:
+            part = _reduced(model, head, hidden_CD, targets_C, reduce)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _reduced(model: Model, head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, reduce: Reduction) -> Tensor:
+    logits_CV = head(hidden_CD).float()
+    if model.anatomy.logit_scale != 1.0:
+        logits_CV = logits_CV * model.anatomy.logit_scale
+    cap = model.anatomy.logit_softcap
+    if cap is not None:
+        logits_CV = torch.tanh(logits_CV / cap) * cap
+    return reduce(logits_CV, targets_C)
+
+
+def forward(model: Model, batch: Batch, reduce: Reduction = logprob) -> Tensor:
+    """Run the model over a packed batch and reduce the logits of its supervised tokens, (N, ...)."""
+    hidden_TD = hidden_states(model, batch)
+    return project(model, hidden_TD.index_select(0, batch.supervised_N), batch.targets_N, reduce)
+
+
+def token_logprobs(model: Model, batch: Batch) -> Tensor:
+    """Return the log-probability in nats of each supervised token, (N,), float32, differentiable."""
+    return forward(model, batch)
+
+
+def document_sums(values_N: Tensor, batch: Batch) -> Tensor:
+    """Add up per-token values (N,) by document, (B,)."""
+    sums_B = torch.zeros(batch.num_documents, dtype=values_N.dtype, device=values_N.device)
+    return sums_B.index_add(0, batch.document_N, values_N)
