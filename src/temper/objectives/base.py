@@ -1,0 +1,63 @@
+"""Towards what: the axis of objectives.
+
+An objective says how a row is encoded, in which unit a batch is counted, and what is summed. The engine
+divides the sum by the units of the *whole* batch (all micro-batches, all processes), so that
+accumulating gradients equals one large batch exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from temper.core.methods import Live, Method
+from temper.core.schedule import Moment
+from temper.data.encode import Encoder
+from temper.data.example import Format, Row, Sequence
+from temper.data.pack import Batch
+from temper.models.model import Model
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one micro-batch adds."""
+
+    total: Tensor
+    """scalar sum over the micro-batch's units, differentiable"""
+    document_B: Tensor | None = None
+    """detached loss of each document, to name the examples behind a spike"""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """further sums over the units, for `metrics.jsonl`"""
+
+
+class Target(Live):
+    """An objective at work on one model."""
+
+    def loss(self, batch: Batch, moment: Moment) -> Loss:
+        """Run the model forward on a micro-batch and return its loss."""
+        raise NotImplementedError
+
+
+class Objective(Method, axis="objective", packages=("temper.objectives",)):
+    """Towards what?"""
+
+    formats: ClassVar[frozenset[Format]] = frozenset()
+    """the row formats that it can be trained on"""
+
+    def encode(self, row: Row, encoder: Encoder) -> list[tuple[Sequence, ...]]:
+        """Turn a row into examples, each a tuple of sequences.
+
+        Raises:
+            RowError: the row cannot be trained on.
+        """
+        raise NotImplementedError
+
+    def units(self, batch: Batch) -> float:
+        """Count what the loss is a mean over (for token losses: the sum of weights)."""
+        return float(batch.weights_N.sum())
+
+    def build(self, model: Model) -> Target:
+        """Return the objective at work on a model."""
+        raise NotImplementedError

@@ -1,0 +1,44 @@
+"""Supervised fine-tuning: write what the data's assistant wrote."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from temper.core.schedule import Moment
+from temper.data.encode import Encoder
+from temper.data.example import Format, Row, Sequence
+from temper.data.pack import Batch
+from temper.models.model import Model
+from temper.objectives.base import Loss, Objective, Target
+from temper.signals.forward import document_sums, token_logprobs
+
+
+class TokenLoss(Target):
+    """Weighted negative log-likelihood: L = -sum_t w_t log p(x_t | x_<t) / sum_t w_t, over the whole batch."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def loss(self, batch: Batch, moment: Moment) -> Loss:
+        loss_N = -token_logprobs(self.model, batch) * batch.weights_N
+        sums_B = document_sums(loss_N.detach(), batch)
+        weights_B = document_sums(batch.weights_N, batch)
+        return Loss(loss_N.sum(), sums_B / weights_B.clamp(min=1e-9))
+
+
+class SupervisedFineTuning(Objective, name="sft"):
+    """Maximise the likelihood of the response given the prompt.
+
+    L = -sum_t w_t log p(x_t | x_<t) / sum_t w_t. The weight w_t is 1 on what the assistant writes (its end of
+    turn included) and 0 elsewhere, unless messages or spans carry weights of their own.
+
+    Paper: Training language models to follow instructions with human feedback, arXiv:2203.02155 (its first step).
+    """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"messages", "completion", "text"})
+
+    def encode(self, row: Row, encoder: Encoder) -> list[tuple[Sequence, ...]]:
+        return [(encoder.supervised(row),)]
+
+    def build(self, model: Model) -> TokenLoss:
+        return TokenLoss(model)

@@ -1,0 +1,36 @@
+"""AdamW: Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from temper.optim.base import Optim
+
+
+class AdamW(Optim, name="adamw"):
+    """Adam with decoupled weight decay.
+
+    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w = w - lr (m' / (sqrt(v') + eps) + decay w), where m' and v'
+    are corrected for their start at zero.
+
+    Paper: Decoupled Weight Decay Regularization, arXiv:1711.05101.
+    Deviation: vectors (biases, norms) do not decay, as is usual for transformers.
+    """
+
+    betas: tuple[float, float] = Field((0.9, 0.999), description="b1 and b2, the averages' decay rates")
+    eps: float = Field(1e-8, gt=0, description="added to the denominator")
+    weight_decay: float = Field(0.0, ge=0, description="decay, a share of the weight per unit of lr and step")
+
+    def build(self, parameters: Sequence[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Optimizer:
+        matrices = [parameter for _, parameter in parameters if parameter.ndim >= 2]
+        vectors = [parameter for _, parameter in parameters if parameter.ndim < 2]
+        groups = [
+            {"params": members, "weight_decay": decay, "initial_lr": lr}
+            for members, decay in ((matrices, self.weight_decay), (vectors, 0.0))
+            if members
+        ]
+        return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)

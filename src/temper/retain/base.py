@@ -1,0 +1,47 @@
+"""Without losing what: the axis of retention methods.
+
+A method may mix other data into every batch (`shares`), add a term to the objective (`Retention.penalty`),
+or act at step boundaries (`Live`'s hooks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from temper.core.methods import Live, Method
+from temper.core.schedule import Moment
+from temper.data.source import Source
+from temper.models.model import Model
+from temper.tune.base import Tuning
+
+
+@dataclass(frozen=True)
+class Share:
+    """Data that makes up a share of every batch."""
+
+    sources: tuple[Source, ...]
+    share: float
+    """part of the examples (or of the tokens, where batches are cut by tokens), 0 to 1"""
+
+
+class Retention(Live):
+    """A retention method at work."""
+
+    def penalty(self, moment: Moment) -> Tensor | None:
+        """Return a scalar added to the step's objective, or None."""
+        return None
+
+
+class Retain(Method, axis="retain", packages=("temper.retain",)):
+    """Without losing what?"""
+
+    def shares(self) -> Sequence[Share]:
+        """Declare the data that is mixed in."""
+        return ()
+
+    def build(self, model: Model, tuning: Tuning) -> Retention:
+        """Return the method at work on a model, before the first step."""
+        return Retention()

@@ -1,0 +1,67 @@
+"""Which numbers move, and in what form: the axis of tuners.
+
+A tuner is settings; `attach` hands out a `Tuning`, which holds the trainable numbers. The engine trains
+whatever `parameters()` yields and never asks which tuner it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from temper.core.methods import Live, Method
+from temper.models.model import Model
+
+
+class Tuning(Live):
+    """A tuner at work on one model. Attaching changes no output: attached but untrained = base."""
+
+    model: Model
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the trainable numbers by a name that is stable across runs; all are float32 (master) weights."""
+        raise NotImplementedError
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold what does not train in the type that products are computed in, to spare memory.
+
+        Buffers (the frequencies of rotary positions) keep their own precision.
+        """
+        for parameter in self.model.module.parameters():
+            if parameter.is_floating_point() and not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+
+    def penalty(self) -> Tensor | None:
+        """Return a scalar added to every step's objective, or None."""
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write the result into a stage's folder: `delta/` (a change to the base) or `model/` (whole weights)."""
+        raise NotImplementedError
+
+    def merge(self) -> None:
+        """Fold the change into the model's own weights and detach; the model then equals the attached one."""
+        raise NotImplementedError
+
+    def detach(self) -> None:
+        """Take the tuner off. Where it left the base's weights alone, the base is back bit for bit."""
+        raise NotImplementedError
+
+
+class Tune(Method, axis="tune", packages=("temper.tune",)):
+    """Which numbers move, and in what form?"""
+
+    default_lr: ClassVar[float] = 1e-5
+    """peak learning rate where the recipe names none"""
+
+    def attach(self, model: Model, seed: int = 0) -> Tuning:
+        """Freeze what does not move, make what does, and return it.
+
+        Raises:
+            SettingError: a setting that does not fit this model.
+        """
+        raise NotImplementedError
