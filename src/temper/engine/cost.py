@@ -1,0 +1,70 @@
+"""What a run costs: floating-point operations by count, memory by the system's own account.
+
+Legend: T tokens, N supervised tokens, B documents.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from temper.data.pack import Batch
+from temper.models.model import Model
+
+_CLEAR_PEAK = "5"
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget earlier peaks, where the system can (Linux, CUDA)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        try:
+            Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
+        except OSError:  # a sandbox may forbid it; the peak then counts from the start of the process
+            return
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the largest memory held: allocated on a GPU, resident in the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class FlopCounter:
+    """Counts a step's operations from shapes: two for each multiplication of a matrix product.
+
+    Forward: 2 per weight of a block and token, 2 per weight of the head and supervised token, 4 H E (pairs of tokens)
+    per block for attention. Backward: as much for the gradient of the inputs, as much again for the gradient of
+    the weights that train. The head's logits are computed twice, since they are not held.
+    """
+
+    def __init__(self, model: Model) -> None:
+        named = dict(model.module.named_modules())
+        anatomy = model.anatomy
+        self.block = self.block_trained = 0
+        for part in anatomy.parts():
+            size = part.in_features * part.out_features
+            self.block += size
+            self.block_trained += size if named[part.path].weight.requires_grad else 0
+        head: Tensor = named[anatomy.head].weight
+        self.head = head.numel()
+        self.head_trained = self.head if head.requires_grad else 0
+        self.attention = sum(block.num_heads * block.head_dim for block in anatomy.blocks)
+
+    def count(self, batch: Batch) -> float:
+        """Return the operations of a forward and backward pass over a batch."""
+        pairs = sum(length * (length + 1) // 2 for length in batch.lengths)
+        blocks = 2.0 * batch.num_tokens * (2 * self.block + self.block_trained)
+        head = 2.0 * batch.num_supervised * (3 * self.head + self.head_trained)
+        return blocks + head + 3 * 4.0 * pairs * self.attention

@@ -1,0 +1,31 @@
+"""Where a run's numbers are shown while it trains, besides `metrics.jsonl`: the axis of trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from temper.core.methods import Method
+
+
+class Tracking:
+    """A tracker at work on one stage."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take a step's numbers."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class Tracker(Method, axis="tracker", packages=("temper.engine.trackers",)):
+    """Where are the numbers shown?"""
+
+    def open(self, stage: str, folder: Path) -> Tracking:
+        """Begin to track a stage; `folder` is the stage's own.
+
+        Raises:
+            MissingExtra: the tracker's package is not installed.
+        """
+        raise NotImplementedError

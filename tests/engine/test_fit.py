@@ -1,0 +1,173 @@
+"""Fitting a model to rows, without a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from families import tiny
+from temper.core.errors import DataError, SettingError
+from temper.data.example import Origin
+from temper.data.rows import BadRow, Rows
+from temper.engine.fit import FitSettings, fit
+
+
+def rows(*extra: dict, count: int = 40) -> Rows:
+    records = [{"prompt": "ab" * (1 + index % 4), "completion": "cd", "task": "t"} for index in range(count)]
+    return Rows.from_list([*records, *extra], "completion", "made", "made.jsonl")
+
+
+LONG = {"prompt": "a" * 60, "completion": "b"}
+
+
+def settings(**written: object) -> FitSettings:
+    return FitSettings.model_validate({"tune": "full", "lr": 1e-2, "batch_size": 8, "max_length": 32, **written})
+
+
+def test_a_few_lines_of_python_fit_a_model(tmp_path: Path) -> None:
+    model = tiny("llama")
+    losses: list[float] = []
+    fitted = fit(model, rows(), settings(epochs=6), folder=tmp_path, on_step=lambda m: losses.append(m["loss"]))
+    assert fitted.cost["steps"] == 30 and losses[-1] < 0.2 * losses[0]
+    assert fitted.details["examples"] == fitted.details["rows"] == 40
+    assert fitted.details["trainable_parameters"] == fitted.details["parameters"]
+    fitted.tuning.save(tmp_path)
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_without_a_folder_nothing_is_left_behind() -> None:
+    fitted = fit(tiny("llama"), rows(), settings(steps=2, tune={"lora": {"rank": 2}}))
+    assert fitted.cost["steps"] == 2
+
+
+def test_an_over_long_row_stops_with_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"made\.jsonl:41: .*on_bad_rows: skip"):
+        fit(tiny("llama"), rows(LONG), settings(steps=1), folder=tmp_path)
+
+
+def test_bad_rows_are_put_aside_with_the_reason_and_counted(tmp_path: Path) -> None:
+    fitted = fit(tiny("llama"), rows(LONG), settings(steps=1), folder=tmp_path, on_bad_rows="skip")
+    (line,) = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert (record["file"], record["line"]) == ("made.jsonl", 41) and "32" in record["reason"]
+    assert fitted.details["bad_rows"] == 1 and any("put aside" in warning for warning in fitted.warnings)
+
+
+def test_truncation_is_asked_for_counted_and_said(tmp_path: Path) -> None:
+    long = {"prompt": "a", "completion": "b" * 60}
+    fitted = fit(tiny("llama"), rows(long), settings(steps=1, truncate=True), folder=tmp_path)
+    assert fitted.details["truncated"] == 1 and fitted.details["truncated_tokens"] > 0
+    assert fitted.details["longest"] == 32 and any("cut to max_length" in warning for warning in fitted.warnings)
+
+
+def test_held_out_rows_are_not_trained_on(tmp_path: Path) -> None:
+    validation = {"share": 0.25, "every_steps": 2}
+    fitted = fit(tiny("llama"), rows(), settings(epochs=1, validation=validation), folder=tmp_path)
+    assert fitted.details["held_out"] == 10 and fitted.details["examples"] == 30 and fitted.cost["steps"] == 4
+    assert "best_validation_loss" in fitted.details
+
+
+def test_a_format_that_an_objective_does_not_take_is_named(tmp_path: Path) -> None:
+    pairs = Rows.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}], "preference", "made")
+    with pytest.raises(SettingError, match=r"'sft' cannot be trained on rows of format preference; it takes"):
+        fit(tiny("llama"), pairs, settings(steps=1), folder=tmp_path)
+
+
+def test_budgets_that_exclude_each_other_are_refused() -> None:
+    for both in ({"epochs": 1, "steps": 1}, {"batch_tokens": 64}):
+        with pytest.raises(ValidationError, match="both given"):
+            settings(**both)
+
+
+def test_the_tuners_own_rate_is_the_default(tmp_path: Path) -> None:
+    for tune, expected in (("full", 1e-5), ("lora", 2e-4)):
+        fitted = fit(tiny("llama"), rows(), settings(tune=tune, lr=None, steps=1), folder=tmp_path / tune)
+        assert fitted.details["lr"] == expected
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_others(tmp_path: Path) -> None:
+    def weights(seed: int, name: str) -> dict[str, torch.Tensor]:
+        fitted = fit(tiny("gpt2"), rows(), settings(steps=4), folder=tmp_path / name, seed=seed)
+        return {name: parameter.detach() for name, parameter in fitted.tuning.parameters()}
+
+    one, same, other = weights(1, "a"), weights(1, "b"), weights(2, "c")
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard"])
+def test_trackers_get_every_step(tmp_path: Path, tracker: str) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(tiny("llama"), rows(), settings(steps=3, track=[tracker]), folder=tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_full_tuning_keeps_what_is_frozen_and_the_precision_of_the_base(
+    tmp_path: Path, stored: torch.dtype, precision: str
+) -> None:
+    model = tiny("llama", dtype=stored)
+    before = {name: parameter.detach().clone() for name, parameter in model.module.named_parameters()}
+    tune = {"full": {"freeze": ["*embed_tokens*", "*.layers.0.*"]}}
+    fitted = fit(model, rows(), settings(tune=tune, precision=precision, steps=2), folder=tmp_path)
+    assert {p.dtype for _, p in fitted.tuning.parameters()} == {torch.float32}
+    fitted.tuning.save(tmp_path)
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    for name, value in before.items():
+        is_frozen = "embed_tokens" in name or ".layers.0." in name
+        assert after[name].dtype == stored and torch.equal(after[name], value) == is_frozen, name
+
+
+def test_lora_holds_the_frozen_base_in_the_type_it_computes_in(tmp_path: Path) -> None:
+    model = tiny("llama")
+    fit(model, rows(), settings(tune={"lora": {"rank": 2}}, precision="bf16", steps=2), folder=tmp_path)
+    assert {p.dtype for p in model.module.parameters()} == {torch.bfloat16}
+
+
+def test_bad_rows_of_held_out_and_replayed_data_are_counted_too(tmp_path: Path) -> None:
+    validation, replay = {"share": 0.5}, [{"replay": {"of": "old.jsonl", "share": 0.2}}]
+    old = rows(LONG, count=5)
+    old.bad.append(BadRow(Origin("old.jsonl", 9), "is broken", "{"))
+    fitted = fit(
+        tiny("llama"),
+        rows(*[LONG] * 20),
+        settings(steps=2, validation=validation, retain=replay),
+        folder=tmp_path,
+        on_bad_rows="skip",
+        open_source=lambda source: old,
+    )
+    assert fitted.details["bad_rows"] == 20 + 1 + 1
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 22
+    assert fitted.details["held_out"] + fitted.details["examples"] == 40
+
+
+def test_held_out_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"train\.validation.*none can be used"):
+        fit(
+            tiny("llama"),
+            Rows.from_list([LONG] * 4, "completion", "made"),
+            settings(steps=1, validation={"share": 0.5}),
+            folder=tmp_path,
+            on_bad_rows="skip",
+        )
+
+
+def test_a_row_longer_than_the_models_positions_is_a_bad_row(tmp_path: Path) -> None:
+    long = {"prompt": "a" * 400, "completion": "b"}
+    with pytest.raises(DataError, match=r"made\.jsonl:41: .*128"):
+        fit(tiny("gpt2"), rows(long), settings(steps=1, max_length=2048), folder=tmp_path)
+
+
+def test_answers_that_are_labelled_are_not_taught_as_good_ones(tmp_path: Path) -> None:
+    labelled = Rows.from_list([{"prompt": "a", "completion": "b", "label": False}], "label", "made")
+    with pytest.raises(SettingError, match="cannot be trained on rows of format label"):
+        fit(tiny("llama"), labelled, settings(steps=1), folder=tmp_path)

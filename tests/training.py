@@ -1,0 +1,104 @@
+"""Small training set-ups that the engine's and the axes' tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from families import VOCABULARY, tiny
+from temper.core.schedule import Constant
+from temper.data.example import Example, Origin, Row, Sequence
+from temper.data.pack import pack
+from temper.data.rows import Rows
+from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps
+from temper.engine.loop import Loop
+from temper.models.model import Model
+from temper.objectives.base import Objective
+from temper.optim.base import Optim
+from temper.retain.base import Retain
+from temper.signals.forward import token_logprobs
+from temper.tune.base import Tune, Tuning
+
+AWKWARD_LENGTHS = (1, 5, 40, 5, 9, 33, 64, 2)
+
+
+def sequence(length: int, generator: np.random.Generator, role: str = "response") -> Sequence:
+    """A random sequence whose first half is context."""
+    weights_T = np.ones(length, dtype=np.float32)
+    weights_T[: max(1, length // 2)] = 0
+    return Sequence(generator.integers(4, VOCABULARY, length).astype(np.int32), weights_T, role)
+
+
+def examples(lengths: tuple[int, ...] = AWKWARD_LENGTHS, seed: int = 0) -> list[Example]:
+    generator = np.random.default_rng(seed)
+    return [
+        Example((sequence(length, generator),), {"task": "t"}, Origin("made", number))
+        for number, length in enumerate(lengths, 1)
+    ]
+
+
+def rows_of(examples: list[Example]) -> tuple[Rows, Any]:
+    """Rows whose encoding is the given examples."""
+    rows = Rows.from_rows([Row("text", {"text": str(index)}, {}, e.origin) for index, e in enumerate(examples)], "made")
+    return rows, lambda row: [examples[int(row.content["text"])].sequences]
+
+
+def make_loop(
+    folder: Path,
+    model: Model | None = None,
+    *,
+    made: list[Example] | None = None,
+    tune: object = "full",
+    objective: object = "sft",
+    optimizer: object = "adamw",
+    retain: tuple[object, ...] = (),
+    num_steps: int = 8,
+    batch_size: int = 4,
+    seed: int = 0,
+    lr: float = 3e-3,
+    **settings: Any,
+) -> Loop:
+    """Put a loop together from method names, as the training stage does from a recipe."""
+    torch.manual_seed(seed)
+    model = model or tiny("llama")
+    made = made or examples(tuple(range(3, 23)))
+    rows, encode = rows_of(made)
+    chosen = Objective.parse(objective)
+    tuning = Tune.parse(tune).attach(model, seed)
+    retentions = [Retain.parse(method).build(model, tuning) for method in retain]
+    return Loop(
+        model=model,
+        tuning=tuning,
+        objective=chosen,
+        target=chosen.build(model),
+        optimizer=Optim.parse(optimizer).build(list(tuning.parameters()), lr),
+        schedule=Constant(),
+        steps=Steps(ShuffledStream(EncodedRows(rows, encode), seed), [], Budget(steps=num_steps), batch_size),
+        folder=folder,
+        retentions=retentions,
+        **settings,
+    )
+
+
+def trained(loop: Loop) -> dict[str, torch.Tensor]:
+    """Run a loop and return copies of the numbers that it trained."""
+    loop.run()
+    return {name: parameter.detach().clone() for name, parameter in loop.trained}
+
+
+def outputs(model: Model) -> torch.Tensor:
+    """What a model says of a fixed batch: the log-probability of each supervised token."""
+    model.module.eval()
+    with torch.no_grad():
+        return token_logprobs(model, pack(examples()))
+
+
+def moved(tuning: Tuning) -> None:
+    """Move every number that trains, as if it had trained."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, parameter in tuning.parameters():
+            parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
