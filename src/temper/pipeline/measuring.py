@@ -1,0 +1,227 @@
+"""Measuring every model of a run on the recipe's suites.
+
+Decisions:
+- `measure.json` is named by all that it follows from (suites, models, settings of measuring); where that name
+  still fits, no model is loaded. Where it does not, scores that were measured before come from the cache, so a
+  suite that is added measures only itself.
+- Models are measured in the numbers in which they are stored, but in float32 where bf16 or fp16 weights meet a
+  machine that cannot multiply them fast.
+- A suite counts as learned by the first stage that trains on its data, for backward and forward transfer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from temper.core.files import write_json
+from temper.core.hashing import hash_json
+from temper.core.methods import Settings
+from temper.engine.precision import best_device, has_fast_bf16, hold_in
+from temper.measure.base import Suite, with_defaults
+from temper.measure.report import Measurement, Role, SuiteReport, measure_model
+from temper.measure.transfer import FEW_SHOT, Matrix, transfer_matrix
+from temper.models.model import Model
+from temper.pipeline.explain import validate
+from temper.pipeline.keys import Planned
+from temper.pipeline.recipe import Recipe
+from temper.pipeline.references import BASE
+from temper.pipeline.shelf import Shelf, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Reports = Mapping[str, SuiteReport]
+
+
+class Measuring:
+    """Measures the base and the stages of one run."""
+
+    def __init__(self, recipe: Recipe, shelf: Shelf, base_folder: Path) -> None:
+        self.settings, self.shelf, self.base_folder = recipe.measure, shelf, base_folder
+        gain: list[tuple[Suite, Role]] = [(suite, "gain") for suite in recipe.measure.gain]
+        self.suites = [*gain, *((suite, "keep") for suite in recipe.measure.keep)]
+        self.name = hash_json(
+            [
+                [[suite.fingerprint(), suite.label, role] for suite, role in self.suites],
+                recipe.measure.shots,
+                recipe.measure.seed,
+            ]
+        )
+        self.found: dict[str, dict[str, Any]] = {}
+        """what `measure.json` holds, by stage"""
+
+    def base(self, key: str, say: Callable[[str], None]) -> None:
+        """Measure the untuned base, with and without worked examples."""
+        name = hash_json([self.name, key])
+        # The base's own samples lie in the cache too: without it, they are made again before a stage needs them.
+        if (self.shelf.cache / "scores").is_dir() and self._is_current(BASE, self.base_folder, name):
+            return
+        model = ready(self.shelf.load(BASE))
+        measured = measure_model(
+            model,
+            self.suites,
+            self.shelf.cache,
+            seed=self.settings.seed,
+            shots=self.settings.shots,
+            say=lambda text: say(f"{BASE}: {text}"),
+        )
+        self._write(BASE, self.base_folder, {**measured, "key": name, "base_fingerprint": model.fingerprint})
+
+    def stage(self, planned: Planned, folder: Path, outputs: Mapping[str, str], say: Callable[[str], None]) -> None:
+        """Measure the model that a stage made.
+
+        Args:
+            planned: the stage.
+            folder: where it lies.
+            outputs: names the content of every stage so far.
+        """
+        name = hash_json([self.name, [outputs[model] for model in (planned.name, planned.previous, BASE)]])
+        if self._is_current(planned.name, folder, name):
+            return
+        base = self.found[BASE]
+        measured = measure_model(
+            ready(self.shelf.load(planned.name)),
+            self.suites,
+            self.shelf.cache,
+            seed=self.settings.seed,
+            base_fingerprint=base["base_fingerprint"],
+            base_reports=base["suites"],
+            few_shot_reports=base.get("few_shot"),
+            previous_reports=self.found[planned.previous]["suites"],
+            say=lambda text: say(f"{planned.name}: {text}"),
+        )
+        self._write(planned.name, folder, {**measured, "key": name})
+
+    def read(self, name: str, folder: Path) -> None:
+        """Take up what a stage measured itself."""
+        found = read_json(folder / "measure.json")
+        if found:
+            self.found[name] = found
+
+    def reports(self, name: str) -> Reports:
+        """Return a stage's suites."""
+        reports: Reports = self.found[name]["suites"]
+        return reports
+
+    def matrix(self, planned: Sequence[Planned]) -> Matrix | None:
+        """Return every model that has been measured on every suite, None before the base is."""
+        if BASE not in self.found:
+            return None
+        rows: list[tuple[str, Reports]] = [(BASE, self.reports(BASE))]
+        if self.found[BASE].get("few_shot"):
+            rows.append((FEW_SHOT, self.found[BASE]["few_shot"]))
+        measured = [stage for stage in planned if stage.name in self.found]
+        rows += [(stage.name, self.reports(stage.name)) for stage in measured]
+        place = {name: row for row, (name, _) in enumerate(rows)}
+        lineage = _lineage(measured, place)
+        return transfer_matrix(rows, self._learned_at(measured, place, lineage), lineage)
+
+    def _learned_at(
+        self, measured: Sequence[Planned], place: Mapping[str, int], lineage: Sequence[int]
+    ) -> dict[str, int]:
+        """Return the row of the first stage, on the way to the last model, that trained on each suite to gain."""
+        learned: dict[str, int] = {}
+        for suite, role in self.suites:
+            labels = {source.label for source in suite.sources()}
+            stages = [
+                stage
+                for stage in measured
+                if stage.makes_model and labels & stage.sources.keys() and place[stage.name] in lineage
+            ]
+            if role == "gain" and stages:
+                learned[suite.label] = place[stages[0].name]
+        return learned
+
+    def _is_current(self, stage: str, folder: Path, name: str) -> bool:
+        found = read_json(folder / "measure.json")
+        if found.get("key") != name:
+            return False
+        self.found[stage] = found
+        return True
+
+    def _write(self, stage: str, folder: Path, measured: dict[str, Any]) -> None:
+        write_json(folder / "measure.json", measured)
+        self.found[stage] = measured
+
+
+def _lineage(measured: Sequence[Planned], place: Mapping[str, int]) -> list[int]:
+    """Return the rows from the base to the last model, each made from the one before."""
+    models = {stage.name: stage for stage in measured if stage.makes_model}
+    chain: list[int] = []
+    name = list(models)[-1] if models else BASE
+    while name != BASE:
+        chain.append(place[name])
+        name = models[name].previous
+    return [place[BASE], *reversed(chain)]
+
+
+def ready(model: Model) -> Model:
+    """Put a model on the fastest device, and hold half-precision weights in float32 where that is faster."""
+    model.module.to(best_device())
+    weight = next(model.module.parameters())
+    if weight.dtype in (torch.bfloat16, torch.float16) and not has_fast_bf16(weight.device):
+        hold_in(model, torch.float32)
+    return model
+
+
+def evaluate(
+    model: Model,
+    suites: Iterable[Suite | str | Mapping[str, Any]],
+    *,
+    base: Model | None = None,
+    examples: int | None = 200,
+    shots: int = 0,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Measurement:
+    """Measure a model on suites, and compare it with another where one is given.
+
+    Args:
+        model: the model.
+        suites: as in a recipe: `lab/reverse`, `drift`, `{"perplexity": {"source": "held-out.jsonl"}}`.
+        base: the model that it is compared with.
+        examples: examples of each suite at most, where the suite does not say.
+        shots: worked examples of a further, few-shot arm.
+        seed: of the choice of examples and of the bootstrap.
+        cache: keeps scores, so that nothing is measured twice; nothing is kept without.
+        say: takes a line for the user before each suite.
+
+    Returns:
+        `suites` by label, each with `value`, `low`, `high` (95 % interval), `scores`, `samples`, `changes`.
+
+    Example:
+        ```python
+        base, tuned = temper.load_model("lab:tiny"), temper.load_model("runs/mine", "adapt")
+        report = temper.evaluate(tuned, ["lab/reverse", "lab/copy"], base=base)
+        print(report["suites"]["lab/copy"]["changes"]["base"]["difference"])
+        ```
+    """
+    if cache is None:
+        with tempfile.TemporaryDirectory(prefix="temper-") as folder:
+            return evaluate(model, suites, base=base, examples=examples, shots=shots, seed=seed, cache=folder, say=say)
+    asked = validate(_Asked, {"suites": list(suites)})
+    parsed: list[tuple[Suite, Role]] = [(with_defaults(suite, examples=examples), "gain") for suite in asked.suites]
+    base_reports = None
+    if base is not None:
+        base_reports = measure_model(base, parsed, Path(cache), seed=seed, say=say)["suites"]
+    return measure_model(
+        model,
+        parsed,
+        Path(cache),
+        seed=seed,
+        shots=shots,
+        base=base,
+        base_fingerprint="" if base is None else base.fingerprint,
+        base_reports=base_reports,
+        say=say,
+    )
+
+
+class _Asked(Settings):
+    suites: tuple[Suite, ...]

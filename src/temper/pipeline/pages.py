@@ -1,0 +1,107 @@
+"""One Markdown page per method and an index, made from the catalogue.
+
+`python -m temper.pipeline.pages FOLDER` writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from temper.core.methods import AXES, Method, Settings
+from temper.pipeline.catalogue import AxisPage, FieldPage, MethodPage, catalogue, fields
+
+
+def write_method_pages(folder: Path) -> list[Path]:
+    """Write a page per method of this package, and an index.
+
+    Returns:
+        the files, the index first.
+    """
+    axes = [AxisPage(axis.name, axis.question, tuple(filter(_is_ours, axis.methods))) for axis in catalogue()]
+    written = [_write(folder / "README.md", _index(axes))]
+    for axis in axes:
+        for method in axis.methods:
+            nested = dict(nested_settings(AXES[axis.name].methods()[method.name]))
+            written.append(_write(folder / axis.name / f"{method.name}.md", method_page(method, nested)))
+    return written
+
+
+def method_page(method: MethodPage, nested: dict[str, type[BaseModel]]) -> str:
+    """Return a method's page as Markdown.
+
+    Args:
+        method: what the catalogue says.
+        nested: settings inside its settings, by the name of their type.
+    """
+    parts = [f"# {method.axis}: {method.name}", _linked(method.text)]
+    parts += ["## Settings", _table(method.fields) if method.fields else "None."]
+    for name, settings in nested.items():
+        parts += [f"### {name}", _table(fields(settings))]
+    source = "src/" + method.module.replace(".", "/") + ".py"
+    parts.append(f"Written in [`{source}`](../../../{source}). [All methods](../README.md)")
+    return "\n\n".join(parts) + "\n"
+
+
+def nested_settings(owner: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the settings that stand inside settings, by the name that their type has in the tables."""
+    for field in owner.model_fields.values():
+        for inner in _settings_in(field.annotation):
+            yield inner.__name__.lower(), inner
+            yield from nested_settings(inner)
+
+
+def _settings_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings) and not issubclass(annotation, Method):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _settings_in(argument)
+
+
+def _is_ours(method: MethodPage) -> bool:
+    return method.module.startswith("temper.")
+
+
+def _index(axes: Iterable[AxisPage]) -> str:
+    parts = ["# Methods", "Made by `make docs` from the methods' own docstrings."]
+    for axis in axes:
+        if axis.methods:
+            rows = [f"| [{it.name}]({axis.name}/{it.name}.md) | {_cell(it.summary)} |" for it in axis.methods]
+            parts += [f"## {axis.name}", axis.question, "\n".join(["| method | what it does |", "|---|---|", *rows])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Iterable[FieldPage]) -> str:
+    lines = ["| setting | type | default | limits | what it is |", "|---|---|---|---|---|"]
+    for field in rows:
+        default = "required" if field.is_required else f"`{_cell(json.dumps(field.default, ensure_ascii=False))}`"
+        cells = (f"`{field.name}`", _cell(field.type), default, _cell(field.limits), _cell(field.description))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _linked(text: str) -> str:
+    linked = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    return re.sub(r"\n+(Papers?|Sources?|Deviations?):", r"\n\n**\1:**", linked)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    for file in write_method_pages(Path(sys.argv[1])):
+        print(file)

@@ -1,0 +1,106 @@
+"""Where the stages of a run lie, and how a model comes back from there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from temper.core.errors import ModelError
+from temper.core.hashing import hash_file, hash_json
+from temper.data.rows import Rows
+from temper.data.source import OnBadRows, Source, Split
+from temper.data.sources.stage import DATA_FILE, StageData
+from temper.delta.base import PROVENANCE_FILE
+from temper.delta.lineage import trace
+from temper.models.load import fingerprint_module, load_model
+from temper.models.model import Model
+from temper.pipeline.base import Base
+from temper.pipeline.references import BASE
+
+CACHE = ".cache"
+"""folder beside the runs: lab bases and prepared data, made again when deleted"""
+RESULTS = ("delta", "model", DATA_FILE)
+"""what later stages may read of a stage"""
+
+
+@dataclass
+class Shelf:
+    """The base and the stages that stand."""
+
+    base: Base
+    cache: Path
+    seed: int = 0
+    folders: dict[str, Path] = field(default_factory=dict)
+    """by the stage's name"""
+
+    def load(self, stage: str) -> Model:
+        """Load a stage's model (`base`: the recipe's), fresh and with nothing attached.
+
+        Raises:
+            ModelError: the stage made no model, or its folder is damaged.
+        """
+        line = trace(stage, self.artifact)
+        model = self.base.open(self.cache, self.seed) if line.root is None else load_model(line.root)
+        for _, delta in line.deltas:
+            delta.apply(model, keep=False)
+        if line.deltas:
+            model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
+        return model
+
+    def artifact(self, stage: str) -> Path | None:
+        """Return a stage's folder, None for the base."""
+        return None if stage == BASE else self.folders[stage]
+
+    def bind(self, source: Source) -> Source:
+        """Tell a source that is a stage's data where that stage lies."""
+        if isinstance(source, StageData):
+            return source.model_copy(update={"folder": self.folders[source.stage]})
+        return source
+
+
+@dataclass
+class RunContext:
+    """What the pipeline gives to a running stage: `temper.stages.base.Context`."""
+
+    name: str
+    folder: Path
+    cache: Path
+    shelf: Shelf
+    seed: int
+    on_bad_rows: OnBadRows
+    tell: Callable[[str], None]
+
+    def load(self, stage: str) -> Model:
+        return self.shelf.load(stage)
+
+    def artifact(self, stage: str) -> Path | None:
+        return self.shelf.artifact(stage)
+
+    def say(self, text: str) -> None:
+        self.tell(f"{self.name}: {text}")
+
+    def open(self, source: Source, split: Split = "train") -> Rows:
+        return source.open(split, self.cache, self.on_bad_rows)
+
+
+def fingerprint_results(folder: Path, inputs: Sequence[str]) -> str:
+    """Name what a stage left for others by content, on top of what it read; provenance does not count."""
+    files = [file for result in RESULTS for file in sorted((folder / result).rglob("*")) if file.is_file()]
+    files = [file for file in files if file.name != PROVENANCE_FILE]
+    if (folder / DATA_FILE).is_file():
+        files.append(folder / DATA_FILE)
+    return hash_json([list(inputs), [[file.relative_to(folder).as_posix(), hash_file(file)] for file in files]])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that `write_json` wrote; an empty one where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise ModelError(f"{path}: is not JSON ({error}); remove its folder, and the stage is made again") from error
+    return value if isinstance(value, dict) else {}

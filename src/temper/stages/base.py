@@ -1,0 +1,79 @@
+"""What a stage does: the axis of stage kinds.
+
+A stage is a pure function of its settings and inputs. It writes into the folder that it is given; the
+pipeline names that folder by a hash, measures the model that comes out, and never runs the stage again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from temper.core.methods import Method
+from temper.data.rows import Rows
+from temper.data.source import OnBadRows, Source, Split
+from temper.models.model import Model
+
+
+class Context(Protocol):
+    """What the pipeline gives to a running stage."""
+
+    name: str
+    folder: Path
+    """the stage's folder; it survives a kill, so that the stage can continue from what it left there"""
+    cache: Path
+    """shared by the recipe's stages: prepared data"""
+    seed: int
+    on_bad_rows: OnBadRows
+
+    def load(self, stage: str) -> Model:
+        """Load the model that a stage made (`base` for the recipe's base), fresh and with nothing attached."""
+        ...
+
+    def artifact(self, stage: str) -> Path | None:
+        """Return the folder of a stage (holding `delta/` or `model/`), None for the base."""
+        ...
+
+    def open(self, source: Source, split: Split = "train") -> Rows:
+        """Open a source, made data and other stages' data included."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Tell the user something in a line."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """What a stage reports, for `stage.json`."""
+
+    cost: dict[str, float] = field(default_factory=dict)
+    """`steps`, `tokens`, `supervised_tokens`, `flops`, `seconds`, `peak_memory_bytes`"""
+    details: dict[str, Any] = field(default_factory=dict)
+    """anything else worth keeping: `trainable_parameters`, `parameters`, `rows`, `bad_rows`, `truncated`, ..."""
+    warnings: list[str] = field(default_factory=list)
+
+
+class Stage(Method, axis="stage", packages=("temper.stages",)):
+    """What does a stage do?"""
+
+    produces: ClassVar[Literal["model", "data", "files"]] = "model"
+    """a model is measured after the stage; data can be named by later stages; files are only written"""
+
+    def models(self, previous: str) -> Sequence[str]:
+        """Return the stages (or `base`) whose models this one reads.
+
+        Args:
+            previous: the nearest stage before this one that makes a model, or `base`: the default of `from`.
+        """
+        return (previous,)
+
+    def sources(self) -> Sequence[Source]:
+        """Return the data that this stage reads."""
+        return ()
+
+    def run(self, context: Context, previous: str) -> Outcome:
+        """Do the work; called again after a kill, with what the first call left in `context.folder`."""
+        raise NotImplementedError
