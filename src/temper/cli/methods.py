@@ -1,0 +1,72 @@
+"""`temper methods`: every method with its settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from temper.pipeline.catalogue import AxisPage, FieldPage, MethodPage
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(methods)
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, an axis, or axis/method: shows its pages.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """List every method with its axis, fields and source paper."""
+    from temper.core.errors import SettingError, nearest
+    from temper.pipeline.catalogue import catalogue
+
+    axes = catalogue()
+    if name is not None:
+        pages = [page for axis in axes for page in axis.methods if name in (page.name, f"{page.axis}/{page.name}")]
+        named = [axis for axis in axes if axis.name == name]
+        if not pages and not named:
+            known = [axis.name for axis in axes] + [page.name for axis in axes for page in axis.methods]
+            raise SettingError("name", name, "is no method and no axis", nearest(name, set(known)))
+        if as_json:
+            typer.echo(json.dumps([asdict(page) for page in pages or named[0].methods], indent=1, ensure_ascii=False))
+        elif pages:
+            typer.echo("\n\n".join(_page(page) for page in pages))
+        else:
+            typer.echo(_axis(named[0]))
+    elif as_json:
+        typer.echo(json.dumps([asdict(axis) for axis in axes], indent=1, ensure_ascii=False))
+    else:
+        typer.echo("\n\n".join(_axis(axis) for axis in axes))
+        typer.echo("\ntemper methods NAME shows a method's settings")
+
+
+def _axis(axis: AxisPage) -> str:
+    width = max((len(page.name) for page in axis.methods), default=0)
+    lines = [f"  {page.name:<{width}}  {page.summary}{_cited(page)}" for page in axis.methods]
+    return "\n".join([f"{axis.name}: {axis.question}", *lines])
+
+
+def _cited(page: MethodPage) -> str:
+    return f" [{page.source}]" if page.source else ""
+
+
+def _page(page: MethodPage) -> str:
+    width = max((len(field.name) for field in page.fields), default=0)
+    lines = [f"{page.name} ({page.axis}, {page.module})", "", page.text, "", "settings:"]
+    lines += [f"  {field.name:<{width}}  {_field(field)}" for field in page.fields] or ["  none"]
+    return "\n".join(lines)
+
+
+def _field(field: FieldPage) -> str:
+    default = "required" if field.is_required else f"default {_show(field.default)}"
+    return "; ".join(part for part in (field.type, default, field.limits, field.description) if part)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict) and len(value) == 1:
+        return str(next(iter(value)))
+    return json.dumps(value, ensure_ascii=False)
