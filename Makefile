@@ -18,7 +18,7 @@ demo: .venv/runtime.stamp
 	$(BIN)/temper run $(DEMO)
 
 test: check browser
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -1,7 +1,4 @@
-"""The wheel, in an environment that holds nothing else: what `pip install temper-llm` would give.
-
-The tests here share one build and one environment, so they run on one worker.
-"""
+"""The wheel, in an environment that holds nothing else: what `pip install temper-llm` would give."""
 
 from __future__ import annotations
 
@@ -12,13 +9,10 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytestmark = pytest.mark.xdist_group("package")
 
 RECIPE = """
 base: {new: {family: llama, width: 32, layers: 1, heads: 2, vocabulary: 300, tokenizer_data: [rows.jsonl]}}
@@ -40,17 +34,6 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(root)], folder)
     (built,) = folder.glob("*.whl")
     return built
-
-
-@pytest.fixture(scope="module")
-def clean(root: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An environment with the wheel and what the wheel asks for: its folder of programs."""
-    folder = tmp_path_factory.mktemp("clean")
-    run([sys.executable, "-m", "venv", str(folder)], folder)
-    constraints = ["--constraint", str(root / "constraints.txt")]
-    run([str(folder / "bin/python"), "-m", "pip", "install", "-q", "--no-compile", *constraints, str(wheel)], folder)
-    yield folder / "bin"
-    shutil.rmtree(folder)  # over a gigabyte, and pytest would keep it
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -89,27 +72,32 @@ def test_metadata(wheel: Path, project: dict[str, Any]) -> None:
     assert not [line for line in required if "==" in line]
 
 
-def test_help_from_another_folder(clean: Path, tmp_path: Path) -> None:
-    text = run([str(clean / "temper"), "--help"], tmp_path)
+def test_installed_alone_it_works_from_another_folder(root: Path, wheel: Path, tmp_path: Path) -> None:
+    """An environment with the wheel and what the wheel asks for: help, every module, a run."""
+    clean, elsewhere = tmp_path / "clean", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run([sys.executable, "-m", "venv", str(clean)], elsewhere)
+    python, temper = str(clean / "bin/python"), str(clean / "bin/temper")
+    constraints = ["--constraint", str(root / "constraints.txt")]
+    run([python, "-m", "pip", "install", "-q", "--no-compile", *constraints, str(wheel)], elsewhere)
+
+    text = run([temper, "--help"], elsewhere)
     assert all(command in text for command in ("run", "preview", "methods", "measure", "report", "export", "doctor"))
 
-
-def test_every_module_imports_without_extras(clean: Path, tmp_path: Path) -> None:
     program = (
         "import importlib, json, pkgutil, temper\n"
         "names = [info.name for info in pkgutil.walk_packages(temper.__path__, 'temper.')]\n"
         "[importlib.import_module(name) for name in names]\n"
         "print(json.dumps([temper.__path__[0], len(names)]))"
     )
-    place, count = json.loads(run([str(clean / "python"), "-c", program], tmp_path))
-    assert Path(place).is_relative_to(clean.parent)
+    place, count = json.loads(run([python, "-c", program], elsewhere))
+    assert Path(place).is_relative_to(clean)
     assert count > 50
 
-
-def test_recipe_runs_from_another_folder(clean: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"{number} and one is", "completion": f" {number + 1}"} for number in range(20)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    run([str(clean / "temper"), "run", "recipe.yaml"], tmp_path)
-    assert (tmp_path / "runs/recipe/report.html").stat().st_size > 10_000
-    assert "adapt" in run([str(clean / "temper"), "report", "runs/recipe"], tmp_path)
+    (elsewhere / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (elsewhere / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    run([temper, "run", "recipe.yaml"], elsewhere)
+    assert (elsewhere / "runs/recipe/report.html").stat().st_size > 10_000
+    assert "adapt" in run([temper, "report", "runs/recipe"], elsewhere)
+    shutil.rmtree(clean)  # over a gigabyte, and pytest would keep it

@@ -23,8 +23,6 @@ import pytest
 
 from temper.pipeline.recipe import Recipe
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 ROOT = Path(__file__).resolve().parent.parent
 PAPERS = ("README.md", "CONTRIBUTING.md")
 FENCE = re.compile(r"(?:^<!-- (?P<note>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -67,39 +65,39 @@ def blocks() -> Iterator[Block]:
 BLOCKS = list(blocks())
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
-    """The folder in which a reader types: the recipes are there, and runs go there."""
-    folder = tmp_path_factory.mktemp("workplace")
-    shutil.copytree(root / "recipes", folder / "recipes")
-    return folder
+def test_blocks_work(root: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    """All of them, in order: a block uses what the blocks before it have written."""
+    shutil.copytree(root / "recipes", tmp_path / "recipes")
+    for block in BLOCKS:
+        if block.is_run:
+            do(block, tmp_path, environment)
 
 
-@pytest.mark.parametrize("block", [it for it in BLOCKS if it.is_run], ids=lambda it: f"{it.paper}:{it.line}")
-def test_block_works(block: Block, workplace: Path, environment: dict[str, str]) -> None:
+def do(block: Block, folder: Path, environment: dict[str, str]) -> None:
+    """Do one block as a reader in the folder would."""
+    place = f"{block.paper}:{block.line}"
     if block.file is not None:
-        path = workplace / block.file
+        path = folder / block.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text, encoding="utf-8")
-        return
-    if block.language == "yaml":
-        path = workplace / "shown.yaml"
+    elif block.language == "yaml":
+        path = folder / "shown.yaml"
         path.write_text(block.text, encoding="utf-8")
         Recipe.load(path)
     elif block.language == "python":
-        run([sys.executable, "-c", block.text], workplace, environment)
+        run(place, [sys.executable, "-c", block.text], folder, environment)
     for command in block.commands if block.language == "console" else ():
         if command.startswith("make "):
-            run([*command.split(), "--dry-run", "--always-make"], ROOT, environment)
+            run(place, [*command.split(), "--dry-run", "--always-make"], ROOT, environment)
         else:
-            run(["bash", "-euo", "pipefail", "-c", command], workplace, environment)
+            run(place, ["bash", "-euo", "pipefail", "-c", command], folder, environment)
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+def run(place: str, command: list[str], folder: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{place}: {' '.join(command)}\n{done.stdout}\n{done.stderr}"
 
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
