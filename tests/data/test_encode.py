@@ -250,6 +250,18 @@ def test_a_token_that_would_reach_over_the_boundary_is_not_made() -> None:
     assert BYTES.decode(sequence.tokens_T[sequence.weights_T > 0]) == word[2:] + "</s>"
 
 
+def test_a_token_that_the_model_does_not_embed_makes_a_bad_row() -> None:
+    encoder = Encoder(BYTES, 64, num_embedded=BYTES.eos_token_id + 1)
+    ids = BYTES("abc", add_special_tokens=False).input_ids
+    assert max(ids) >= encoder.num_embedded > BYTES.eos_token_id
+    with pytest.raises(RowError, match=r"the token '.+' \(number \d+\) is not among the \d+ that the model embeds"):
+        encoder.supervised(completion("abc", "d"))
+    with pytest.raises(RowError, match="is not among"):
+        encoder.prompt(completion("abc", "d"))
+    whole = Encoder(BYTES, 64, num_embedded=len(BYTES))
+    assert whole.prompt(completion("abc", "d")) == Encoder(BYTES, 64).prompt(completion("abc", "d"))
+
+
 def test_messages_as_prompt_leave_earlier_turns_as_context() -> None:
     tokenizer = TOKENIZERS["chatml"]
     prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]

@@ -80,7 +80,7 @@ def test_a_format_that_an_objective_does_not_take_is_named(tmp_path: Path) -> No
 
 def test_budgets_that_exclude_each_other_are_refused() -> None:
     for both in ({"epochs": 1, "steps": 1}, {"batch_tokens": 64}):
-        with pytest.raises(ValidationError, match="both given"):
+        with pytest.raises(ValidationError, match="is given beside"):
             settings(**both)
 
 

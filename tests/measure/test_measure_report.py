@@ -147,6 +147,8 @@ def test_a_gate_that_falls_by_just_what_is_allowed_lets_through() -> None:
 def test_gates_refuse_labels_and_comparisons_that_are_not_there() -> None:
     with pytest.raises(SettingError, match="did you mean 'lab/copy'"):
         check_gate({"lab/cpy": 0.1}, {"lab/copy": pair(1, 1)})
+    with pytest.raises(SettingError, match=r"20 never stops s; a share falls by 1 at most: write 0\.05"):
+        check_gate(20, {"s": pair(1, 1)})
     alone = pair(1, 1)
     alone["changes"] = {}
     with pytest.raises(SettingError, match=r"gate\.against"):

@@ -75,7 +75,7 @@ def test_by_default_drift_is_kept(tmp_path: Path) -> None:
     ("old", "new", "line", "said"),
     [
         ("rank: 8", "rank: 0", 10, "stages[0].train.tune.lora.rank: 0 should be greater than 0; the default is 8"),
-        ("rank: 8", "rank: .inf", 10, "stages[0].train.tune.lora.rank: '.inf' should be a valid integer"),
+        ("rank: 8", "rank: .inf", 10, "stages[0].train.tune.lora.rank: '.inf' should be a whole number"),
         ("lr: 1e-4", "lernrate: 1", 11, "stages[0].train.lernrate: unknown key; did you mean 'lr'?"),
         ("lr: 1e-4", "learning_rate: 1", 11, "stages[0].train.learning_rate: unknown key; did you mean 'lr'?"),
         (
@@ -107,7 +107,16 @@ def test_by_default_drift_is_kept(tmp_path: Path) -> None:
         ("base: lab:tiny", "base: {path: lab:tiny, revision: x}", 1, "revision: 'x' has no effect"),
         ("examples: 50", "exampels: 50", 5, "measure.exampels: unknown key; did you mean 'examples'?"),
         ("lab/copy, {", "lab/reverse, {", 2, "measure: 'lab/reverse' labels 2 suites"),
-        ("      epochs: 3", "      epochs: 3\n      steps: 3", 8, "epochs and steps are both given"),
+        ("lr: 1e-4", "lr: true", 11, "stages[0].train.lr: True should be a number"),
+        (
+            "gate: 0.05",
+            "gate: {max_fall: 1, suites: {lab/cpoy: 1}}",
+            18,
+            "1.0 limits no suite; did you mean 'lab/copy'?",
+        ),
+        ("of: [adapt, polish]", "of: [adapt, adapt]", 20, "stages[2].merge.of: 'adapt' is named twice"),
+        ("data: [lab/reverse]", "data: lab/reverse", 9, "'lab/reverse' should be a list, in [brackets]"),
+        ("      epochs: 3", "      epochs: 3\n      steps: 3", 13, "steps: 3 is given beside epochs"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, line: int | None, said: str) -> None:

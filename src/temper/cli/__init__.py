@@ -29,12 +29,9 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
+        from temper.core.version import temper_version
 
-        try:
-            typer.echo(f"temper {version('temper-llm')}")
-        except PackageNotFoundError:
-            typer.echo("temper (from its sources, not installed)")
+        typer.echo(f"temper {temper_version()}")
         raise typer.Exit
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from temper.pipeline.result import Run
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
 Overrides = Annotated[
@@ -34,26 +37,27 @@ def run(
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = None,
 ) -> None:
     """Run a recipe: train, measure, report. What is finished is not done again; what was killed continues."""
+    from temper.core.errors import GateError
+    from temper.pipeline.recipe import Recipe
     from temper.pipeline.result import Run
     from temper.pipeline.run import run as run_recipe
 
     command = ["temper", "run", str(recipe), *(overrides or [])]
     if runs != RUNS:
         command += ["--runs", str(runs)]
-    result: Run | None = None
     try:
-        result = run_recipe(recipe, overrides or [], runs=runs, force=force or [], until=until, command=command)
+        _show(run_recipe(recipe, overrides or [], runs=runs, force=force or [], until=until, command=command))
+    except GateError:
+        _show(Run(runs / Recipe.load(recipe, overrides or []).name))  # what was measured is the reason
+        raise
     except KeyboardInterrupt as error:
         typer.echo(f"\nstopped; what is finished stays. To go on: {shlex.join(command)}", err=True)
         raise typer.Exit(130) from error
-    _show(result)
 
 
-def _show(result: object) -> None:
-    from temper.pipeline.result import Run
+def _show(result: Run) -> None:
     from temper.report import print_table
 
-    assert isinstance(result, Run)
     print_table(result.folder)
     typer.echo(f"stages: {result.folder}")
     typer.echo(f"report: {result.report}")

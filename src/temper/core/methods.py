@@ -14,16 +14,23 @@ Decisions:
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import inspect
 import pkgutil
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Self
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from temper.core.code import code_version
 from temper.core.errors import nearest
 
 ENTRY_POINT_GROUP = "temper.methods"
@@ -41,6 +48,16 @@ class Settings(BaseModel):
         serialize_by_alias=True,
         allow_inf_nan=False,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, written: object, info: ValidationInfo) -> object:
+        # Python counts True as 1; `lr: true` is a slip.
+        if isinstance(written, bool) and info.field_name in cls.model_fields:
+            accepted = _types_in(cls.model_fields[info.field_name].annotation)
+            if bool not in accepted and accepted & {int, float}:
+                raise PydanticCustomError("number_type", "Input should be a number, not true or false")
+        return written
 
 
 class Method(Settings):
@@ -124,8 +141,11 @@ class Method(Settings):
 
     @classmethod
     def code_version(cls) -> str:
-        """Hash of the method's source file: a changed method makes a new stage."""
-        return hashlib.sha256(inspect.getsource(inspect.getmodule(cls) or cls).encode()).hexdigest()[:16]
+        """Name the method's code: its file, and what that imports from the axis' packages or its own.
+
+        A changed method makes a new stage.
+        """
+        return code_version(cls.__module__, [*cls._packages, cls.__module__.rpartition(".")[0] or cls.__module__])
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -185,6 +205,16 @@ def _methods_in_value(value: object) -> list[Method]:
     if isinstance(value, list | tuple):
         return [method for item in value for method in _methods_in_value(item)]
     return []
+
+
+def _types_in(annotation: object) -> set[type]:
+    """Return the types that stand side by side in an annotation: those of unions, and what is `Annotated`."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _types_in(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return {found for part in get_args(annotation) for found in _types_in(part)}
+    return {annotation} if isinstance(annotation, type) else set()
 
 
 _imported: set[str] = set()

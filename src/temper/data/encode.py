@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from temper.core.errors import ModelError
 from temper.data.example import Row, Sequence
 from temper.data.templates import ChatTemplate, Interval, RowError
+from temper.models.model import Model
 
 __all__ = ["Encoder", "RowError"]
 
@@ -58,6 +59,7 @@ class Encoder:
         tokenizer: a transformers fast tokenizer.
         max_length: the longest sequence, in tokens.
         truncate: cut longer ones at the end (counted in `Sequence.num_truncated`) instead of refusing them.
+        num_embedded: how many tokens, from the first, the model can read; None for all that the tokenizer has.
 
     Raises:
         ModelError: the tokenizer is not a fast one, so the characters of a token are not known.
@@ -66,6 +68,14 @@ class Encoder:
     tokenizer: Any
     max_length: int
     truncate: bool = False
+    num_embedded: int | None = None
+
+    @classmethod
+    def of(cls, model: Model, max_length: int, truncate: bool = False) -> Encoder:
+        """Return the encoder of a model, which can read no more tokens than it has positions."""
+        config = model.module.config.get_text_config()
+        num_embedded = model.module.get_input_embeddings().num_embeddings
+        return cls(model.tokenizer, min(max_length, config.max_position_embeddings), truncate, num_embedded)
 
     def __post_init__(self) -> None:
         assert self.max_length >= 2
@@ -119,13 +129,20 @@ class Encoder:
             raise RowError("running text has no prompt; use rows of prompt and completion, or messages")
         prompt, tools = row.content.get("prompt"), row.content.get("tools")
         if isinstance(prompt, str):
-            return [*self._lead, *self._tokenize([prompt])[0].ids]
+            return self._checked([*self._lead, *self._tokenize([prompt])[0].ids])
         if prompt is None:
             messages = row.content["messages"]
             prompt = messages[: max(n for n, message in enumerate(messages) if message["role"] == "assistant")]
         if not prompt:
             raise RowError("nothing stands before the assistant's turn")
-        return list(self._tokenize([self._template.render(prompt, tools, add_generation_prompt=True)])[0].ids)
+        return self._checked(self._tokenize([self._template.render(prompt, tools, add_generation_prompt=True)])[0].ids)
+
+    def _checked(self, tokens: Iterable[int]) -> list[int]:
+        tokens_T = np.fromiter(tokens, dtype=np.int32)
+        error = self._unreadable(tokens_T)
+        if error is not None:
+            raise error
+        return [int(token) for token in tokens_T]
 
     def _draft(self, row: Row, answer: str) -> _Draft | RowError:
         content: Mapping[str, Any] = row.content
@@ -170,7 +187,18 @@ class Encoder:
                 context = self._lead + prompt
                 tokens_T = np.array(context + rest + self._eos, dtype=np.int32)
                 encoded.append((tokens_T, (np.arange(len(tokens_T)) >= len(context)).astype(np.float32)))
-        return encoded
+        return [pair if isinstance(pair, RowError) else self._unreadable(pair[0]) or pair for pair in encoded]
+
+    def _unreadable(self, tokens_T: NDArray[np.int32]) -> RowError | None:
+        """Return what is wrong with tokens that the model has no embedding for."""
+        if self.num_embedded is None or not len(tokens_T) or tokens_T.max() < self.num_embedded:
+            return None
+        number = int(tokens_T[tokens_T >= self.num_embedded][0])
+        return RowError(
+            f"the token {self.tokenizer.convert_ids_to_tokens(number)!r} (number {number}) is not among the "
+            f"{self.num_embedded} that the model embeds; give the tokenizer that belongs to the model, or take the "
+            "token out of the text and the chat template"
+        )
 
     def _sequence(self, encoded: _Weighted | RowError, role: str) -> Sequence | RowError:
         if isinstance(encoded, RowError):
@@ -193,11 +221,10 @@ class Encoder:
         """Return the `tokenizers.Encoding` of each text, without any special token of the tokenizer's own."""
         if not texts:
             return []
-        return list(
-            self.tokenizer(
-                texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-            ).encodings
-        )
+        encodings = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        ).encodings
+        return list(encodings)
 
     def _continued(self, text: str) -> list[int]:
         """Tokenise text that continues another; some tokenizers put a space before what stands first."""

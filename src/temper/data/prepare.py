@@ -4,7 +4,8 @@ Decisions:
 - What was prepared once is mapped into memory the next time. Its folder is named by the content of the files, the
   settings and the code that read them, and appears whole or not at all.
 - The test split of `test_share` is decided by a hash of each row's content: the same content is never on both
-  sides, whatever its other columns say, and a row keeps its side when others are added.
+  sides, whatever its other columns say, and a row keeps its side when others are added. A bad row has no content
+  to go by, so both splits name it.
 """
 
 from __future__ import annotations
@@ -91,9 +92,8 @@ def prepare(
             _write(partial, parts, reading, on_bad_rows)
     name: Split = split if reading.test_share else "train"
     prepared = Rows.map_file(folder / f"{name}.arrow", hash_json([key, name]))
-    if name == "train":
-        with (folder / "bad.jsonl").open(encoding="utf-8") as file:
-            prepared.bad = [_read_bad(json.loads(line)) for line in file]
+    with (folder / "bad.jsonl").open(encoding="utf-8") as file:
+        prepared.bad = [_read_bad(json.loads(line)) for line in file]
     return prepared
 
 

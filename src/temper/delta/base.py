@@ -17,7 +17,6 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -27,16 +26,10 @@ from torch import Tensor, nn
 from temper.core.errors import ModelError, nearest
 from temper.core.files import write_json
 from temper.core.methods import load_entry_points
+from temper.core.version import temper_version
 from temper.models.model import Model
 
 PROVENANCE_FILE = "temper.json"
-
-
-def _temper_version() -> str:
-    try:
-        return version("temper-llm")
-    except PackageNotFoundError:  # run from its sources
-        return "source"
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Provenance:
     data: dict[str, str] = field(default_factory=dict)
     """label and fingerprint of each source that it was trained on"""
     seed: int = 0
-    version: str = field(default_factory=_temper_version)
+    version: str = field(default_factory=temper_version)
     """of Temper"""
 
 

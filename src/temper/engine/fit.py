@@ -95,10 +95,17 @@ class FitSettings(Settings):
     def _one_of_each(self) -> FitSettings:
         for one, other in (("epochs", "steps"), ("batch_size", "batch_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(f"{one} and {other} are both given; give one of them")
+                raise SettingError(
+                    other,
+                    getattr(self, other),
+                    f"is given beside {one}",
+                    f"{one} and {other} are one choice: give one of them",
+                )
         total = sum(share.share for share in self.shares)
         if total >= 1:
-            raise ValueError(f"the shares of retain add up to {total:g} and leave no room for the data; lower them")
+            raise SettingError(
+                "retain", total, "is what the shares add up to, which leaves no room for the data", "lower them"
+            )
         return self
 
     @property
@@ -176,8 +183,7 @@ def fit(
     torch.manual_seed(seed)
     tuning = settings.tune.attach(model, seed)
     tuning.hold_in(dtype)
-    positions = int(model.module.config.get_text_config().max_position_embeddings)
-    encoder = Encoder(model.tokenizer, min(settings.max_length, positions), settings.truncate)
+    encoder = Encoder.of(model, settings.max_length, settings.truncate)
 
     def encode(row: Row) -> list[tuple[Tokens, ...]]:
         return settings.objective.encode(row, encoder)

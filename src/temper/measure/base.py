@@ -53,7 +53,7 @@ class Score:
     unit: Unit = "share"
     samples: tuple[Sample, ...] = ()
     num_left_out: int = 0
-    """examples that are longer than the model can read, left out by `on_bad_rows: skip`"""
+    """examples left out by `on_bad_rows: skip`: rows that cannot be read, and those longer than the model can take"""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,10 @@ class SourceSuite(Suite):
             candidates = np.sort(np.random.default_rng(seed).permutation(candidates)[: self.examples])
         return rows.take(candidates.tolist())
 
+    def num_unread(self, cache: Path) -> int:
+        """Return how many rows of the source could not be read and were put aside."""
+        return len(self.source.open(self.split, cache, self.on_bad_rows).bad)
+
     def length_limit(self, model: Model) -> int:
         """Return the longest example in tokens that setting and model allow."""
         return min(self.max_length, int(model.module.config.get_text_config().max_position_embeddings))
@@ -175,7 +179,7 @@ class PromptSuite(SourceSuite):
         """
         question = self.question(row)
         limit = self.length_limit(model)
-        encoder = Encoder(model.tokenizer, max_length=limit)
+        encoder = Encoder.of(model, limit)
         worked = [self.question(shot) for shot in shots]
         while True:
             asked = question.after(worked)

@@ -39,7 +39,7 @@ def check_gate(
     named = dict(gate) if isinstance(gate, Mapping) else dict(suites or {})
     for label in named:
         if label not in reports:
-            raise SettingError(f"{key}.{label}", named[label], "limits no suite", nearest(label, reports))
+            raise SettingError(f"{key}.suites.{label}", named[label], "limits no suite", nearest(label, reports))
     kept = [label for label, report in reports.items() if report["role"] == "keep"]
     allowed = {} if isinstance(gate, Mapping) else dict.fromkeys(kept, gate)
     failures = []
@@ -47,6 +47,11 @@ def check_gate(
         report = reports[label]
         if against not in report["changes"]:
             raise SettingError(f"{key}.against", against, f"has no value of {label}", "compare with the base")
+        if report["unit"] == "share" and limit > 1:
+            fix = "a share falls by 1 at most: write 0.05 for 5 points"
+            raise SettingError(
+                key if label not in named else f"{key}.suites.{label}", limit, f"never stops {label}", fix
+            )
         fall, before = _fall(report, against)
         if fall > limit + ROUNDING:
             change = report["changes"][against]

@@ -73,7 +73,7 @@ class GenerationSuite(PromptSuite):
                 Sample(question.text, self.expected(question), output, float(score))
                 for question, output, score in islice(zip(questions, outputs, judged, strict=True), NUM_SAMPLES)
             ),
-            num_left_out=len(rows) - len(kept),
+            num_left_out=len(rows) - len(kept) + self.num_unread(cache),
         )
 
     def _room(self, model: Model, rows: Sequence[Row]) -> int:

@@ -70,7 +70,7 @@ class MultipleChoice(PromptSuite, name="multiple_choice"):
                 Sample(question.text, question.answer, output, float(is_right))
                 for question, output, is_right in zip(questions, chosen, correct, strict=False)
             ),
-            num_left_out=len(rows) - len(kept),
+            num_left_out=len(rows) - len(kept) + self.num_unread(cache),
         )
 
     def _choices(self, row: Row) -> tuple[list[str], int]:
@@ -92,7 +92,7 @@ class MultipleChoice(PromptSuite, name="multiple_choice"):
         asked = self.ask(model, row, subject.shots, room)
         if asked is None:
             return []
-        encoder = Encoder(model.tokenizer, max_length=self.length_limit(model))
+        encoder = Encoder.of(model, self.max_length)
         ends = {*stop_tokens(model), *model.tokenizer.all_special_ids}
         try:
             encoded = [encoder.supervised(asked[0].to_row(choice)) for choice in choices]

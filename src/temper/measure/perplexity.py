@@ -32,7 +32,7 @@ class Perplexity(SourceSuite, name="perplexity"):
 
     def measure(self, subject: Subject, cache: Path, seed: int = 0) -> Score:
         rows = self.rows(cache, seed)
-        encoded = self._encode(Encoder(subject.model.tokenizer, max_length=self.length_limit(subject.model)), rows)
+        encoded = self._encode(Encoder.of(subject.model, self.max_length), rows)
         kept = [(row, sequences) for row, sequences in zip(rows, encoded, strict=True) if sequences]
         if not kept:
             raise DataError(self.source.label, None, "holds no row that can be scored", "raise max_length")
@@ -46,7 +46,7 @@ class Perplexity(SourceSuite, name="perplexity"):
             transform="exp",
             unit="perplexity",
             samples=tuple(_sample(row, score) for (row, _), score in zip(kept[:NUM_SAMPLES], scores, strict=False)),
-            num_left_out=len(rows) - len(kept),
+            num_left_out=len(rows) - len(kept) + self.num_unread(cache),
         )
 
     def _encode(self, encoder: Encoder, rows: list[Row]) -> list[list[Sequence]]:

@@ -155,7 +155,7 @@ def as_model(
     if len(tokenizer) > module.config.get_text_config().vocab_size:
         notes.append(
             f"the tokenizer has {len(tokenizer)} tokens and the model embeds the first "
-            f"{module.config.get_text_config().vocab_size}; text that needs the others cannot be read"
+            f"{module.config.get_text_config().vocab_size}; a row that needs another is a bad row"
         )
     module.set_attn_implementation(ATTENTION)
     module.eval()

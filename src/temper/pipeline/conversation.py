@@ -49,7 +49,7 @@ class Conversation:
     def answer(self, text: str) -> str:
         """Take a turn and return the model's."""
         room = self.model.module.config.get_text_config().max_position_embeddings
-        encoder = Encoder(self.model.tokenizer, max_length=room)
+        encoder = Encoder.of(self.model, room)
         if self.has_template:
             self.messages.append({"role": "user", "content": text})
             prompt: object = self.messages

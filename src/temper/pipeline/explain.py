@@ -23,6 +23,22 @@ from temper.pipeline.document import Document, Step, show_path
 
 SHOWN = 80
 """characters of a value that an error shows"""
+KINDS = {
+    "tuple_type": "a list, in [brackets] or with a dash before each item",
+    "list_type": "a list, in [brackets] or with a dash before each item",
+    "dict_type": "settings, as {key: value} or one key on each line",
+    "model_type": "settings, as {key: value} or one key on each line",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "number_type": "a number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+}
+"""what pydantic calls a kind of value, in the words of a recipe"""
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,8 @@ def _problem(error: ErrorDetails, classes: Classes, above: tuple[Step, ...], wri
         limit = context.get("min_length", context.get("max_length"))
         reason = f"holds {context['actual_length']} items where at {'least' if kind == 'too_short' else 'most'} {limit}"
         yield Problem(path, value, f"{reason} {'is' if limit == 1 else 'are'} needed", _fix(field, inside), False, True)
+    elif kind in KINDS:
+        yield Problem(path, error["input"], f"should be {KINDS[kind]}", _fix(field, inside))
     else:
         message = error["msg"].partition(", unable to")[0]
         reason = f"should {message.removeprefix('Input should ')}" if message.startswith("Input") else f"({message})"

@@ -1,8 +1,8 @@
 """What names a stage's folder: everything that its result depends on, and nothing else.
 
 Decisions:
-- In the key: the kind and the resolved settings, the seed, `on_bad_rows`, the source code of every method in it,
-  Temper's version, the content of its data, and the keys of the stages that it reads (of the base: its content).
+- In the key: the kind and the resolved settings, the seed, `on_bad_rows`, the version and source code of every
+  method in it, the content of its data, and the keys of the stages that it reads (of the base: its content).
 - Not in the key: names of stages (a renamed stage is the same stage), the path of the base, `measure:` and
   `gate:` (they look at a result and do not make it), the machine.
 - A key says what a stage is asked to make. What its inputs turned out to be is compared besides (`run.py`), so
@@ -19,7 +19,6 @@ from temper.core.hashing import hash_json
 from temper.core.methods import methods_in
 from temper.data.source import Source
 from temper.data.sources.stage import StageData
-from temper.pipeline.machine import temper_version
 from temper.pipeline.recipe import Recipe, Step
 from temper.pipeline.references import BASE, data_stages, previous_of
 
@@ -75,7 +74,7 @@ def plan(recipe: Recipe, base_key: str) -> list[Planned]:
             for label, source in _labelled(_sources(step))
             if (fingerprint := _fingerprint(source, fingerprints))
         }
-        names = {name: key for name, key in keys.items() if name != BASE}
+        names = {name: keys[name] for name in (*models, *data) if name != BASE}
         key = hash_json(
             {
                 "kind": step.stage.method_name,
@@ -83,7 +82,6 @@ def plan(recipe: Recipe, base_key: str) -> list[Planned]:
                 "seed": recipe.seed,
                 "on_bad_rows": recipe.on_bad_rows,
                 "code": code_versions(step),
-                "temper": temper_version(),
                 "sources": list(sources.values()),
                 "models": [keys[name] for name in models],
                 "data": [keys[name] for name in data],

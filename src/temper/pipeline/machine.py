@@ -5,24 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from temper.core.version import package_version, temper_version
+
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "pydantic")
-
-
-def package_version(package: str) -> str | None:
-    """Return the version of an installed distribution, None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def temper_version() -> str:
-    """Return Temper's version; `source` where it runs without being installed."""
-    return package_version("temper-llm") or "source"
 
 
 def versions() -> dict[str, str]:

@@ -153,6 +153,20 @@ class Recipe(Settings):
     def _resolve(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
         return check_references(steps)
 
+    @model_validator(mode="after")
+    def _check_gates(self) -> Self:
+        labels = [suite.label for suite in (*self.measure.gain, *self.measure.keep)]
+        problems = [
+            (("stages", index, "gate", "suites", label), limit, "limits no suite", nearest(label, labels))
+            for index, step in enumerate(self.stages)
+            for label, limit in (step.gate.suites if step.gate else {}).items()
+            if label not in labels
+        ]
+        if problems:
+            text = "; ".join(f"stages: {path[-1]} {reason}; {fix}" for path, _, reason, fix in problems)
+            raise PydanticCustomError("references", "{text}", {"text": text, "problems": problems})
+        return self
+
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         """Read a recipe from a YAML file.

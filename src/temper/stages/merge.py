@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from temper.core.errors import ModelError
+from temper.core.errors import ModelError, SettingError
 from temper.core.files import whole_folder
 from temper.delta.base import Delta, check_shape
 from temper.delta.lineage import Lineage, trace
@@ -35,6 +35,9 @@ class MergeStage(Stage, name="merge"):
 
     @model_validator(mode="after")
     def _method_fits(self) -> Self:
+        twice = next((stage for stage in self.of if self.of.count(stage) > 1), None)
+        if twice is not None:
+            raise SettingError("of", twice, "is named twice", "name each stage once, and give it its whole weight")
         self.method.check(len(self.of))
         return self
 

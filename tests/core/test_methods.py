@@ -1,0 +1,77 @@
+"""Methods as settings: what counts as a change of a method, and what is no number."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from temper.core import code, methods
+from temper.core.methods import Settings
+from temper.objectives.base import Objective
+
+AXIS = "class Thing(Method, axis='thing', packages=('thing_methods',)):\n    pass\n"
+SHARED = "def step():\n    return 1\n"
+ONE = (
+    "from .base import Thing\nclass One(Thing, name='one'):\n    def go(self):\n"
+    "        from thing_methods.shared import step\n        return step()\n"
+)
+
+
+def version_of_one(folder: Path, monkeypatch: pytest.MonkeyPatch, **changed: str) -> str:
+    """Write a package of methods, import it afresh, and return the code version of its one method."""
+    package = folder / "thing_methods"
+    package.mkdir(parents=True)
+    files = {"__init__": "", "base": f"from temper.core.methods import Method\n{AXIS}", "shared": SHARED, "one": ONE}
+    for name, text in (files | {"beside": "pass\n"} | changed).items():
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    for name in [name for name in sys.modules if name.startswith("thing_methods")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    code._source.cache_clear()
+    code._imported.cache_clear()
+    monkeypatch.setattr(methods, "_imported", set(methods._imported) - {"thing_methods"})
+    importlib.import_module("thing_methods.base")
+    found = methods.AXES.pop("thing").methods()["one"].code_version()
+    monkeypatch.undo()
+    return found
+
+
+def test_a_method_changes_with_what_it_builds_on_and_with_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = version_of_one(tmp_path / "a", monkeypatch)
+    assert version_of_one(tmp_path / "b", monkeypatch) == before
+    assert version_of_one(tmp_path / "c", monkeypatch, beside="pass  # changed\n") == before
+    for number, (name, text) in enumerate((("one", ONE), ("shared", SHARED))):
+        assert version_of_one(tmp_path / str(number), monkeypatch, **{name: text + "# changed\n"}) != before
+
+
+def test_objectives_follow_the_file_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    sft, lm = (Objective.methods()[name] for name in ("sft", "lm"))
+    before = lm.code_version()
+    assert before == lm.code_version() != sft.code_version()
+    original = code._source
+    monkeypatch.setattr(code, "_source", lambda name: original(name) + "#" * (name == sft.__module__))
+    assert lm.code_version() != before
+
+
+class Numbers(Settings):
+    lr: float | None = None
+    steps: int = 1
+    either: float | bool = False
+
+
+@pytest.mark.parametrize("written", [{"lr": True}, {"steps": False}])
+def test_true_is_no_number(written: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="not true or false"):
+        Numbers.model_validate(written)
+
+
+def test_true_is_true_where_it_may_be() -> None:
+    assert Numbers.model_validate({"either": True}).either is True
+    assert Numbers.model_validate({"lr": 1, "steps": 2}) == Numbers(lr=1.0, steps=2)
