@@ -206,8 +206,9 @@ def test_a_broken_array_names_its_line(
     place = 1 + int(at * (len(whole) - 2))
     path.write_text(whole[:place] + "\x00" + whole[place:], encoding="utf-8")
     for skip in (False, True):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(DataError, match="skip does not help") as caught:
             opened(path, skip=skip)
+        assert " at column " not in str(caught.value), "a chunk's columns are not the file's"
         if not (indent and whole[place - 1] == "\n"):
             assert caught.value.line == whole.count("\n", 0, place) + 1
     path.write_text(whole[:place], encoding="utf-8")
@@ -243,6 +244,12 @@ def test_broken_csv_and_parquet_name_their_place(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:40])
     with pytest.raises(DataError, match="cannot be read"):
         opened(tmp_path / "cut.jsonl.gz")
+
+
+def test_where_no_row_is_left_the_first_reason_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": ""}\n{"text": 3}\n')
+    with pytest.raises(DataError, match=r"no row; 2 put aside, the first .*rows\.jsonl:1: text is empty"):
+        opened(tmp_path / "rows.jsonl", skip=True)
 
 
 def test_byte_order_mark_and_blank_end_are_no_rows(tmp_path: Path) -> None:

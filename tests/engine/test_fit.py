@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,14 +102,42 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(tmp_path: Path) ->
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard"])
-def test_trackers_get_every_step(tmp_path: Path, tracker: str) -> None:
+def test_tensorboard_gets_every_step(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    fit(tiny("llama"), rows(), settings(steps=3, track=[tracker]), folder=tmp_path)
+    fit(tiny("llama"), rows(), settings(steps=3, track=["tensorboard"]), folder=tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+
+
+def wandb_records(file: bytes) -> Iterator[bytes]:
+    """Yield the records of a `.wandb` file: 7 bytes of head, then LevelDB's log in blocks of 32 KiB."""
+    place, record = 7, b""
+    while place + 7 <= len(file):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+        length, kind = struct.unpack_from("<HB", file, place + 4)
+        record += file[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def test_weights_and_biases_gets_every_step(tmp_path: Path) -> None:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    fit(tiny("llama"), rows(), settings(steps=3, track=[{"wandb": {"mode": "offline"}}]), folder=tmp_path)
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    losses = []
+    for data in wandb_records(written.read_bytes()):
+        record = Record()
+        record.ParseFromString(data)
+        items = {".".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        losses += [float(items["loss"])] if "loss" in items else []
+    logged = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert losses == pytest.approx(logged) and len(losses) == 3
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])

@@ -1,9 +1,9 @@
-"""The harness' log becomes a score; where the harness is installed, it and our suites give the same answers."""
+"""The harness' log becomes a score, and it and our suites give the same answers."""
 
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,13 @@ def test_own_task_files_count_for_the_suites_name(tmp_path: Path) -> None:
     assert suite.fingerprint() != before
 
 
-def test_ours_and_the_harness_answers_are_the_same_or_it_is_asked_for(tmp_path: Path) -> None:
+def test_without_the_harness_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'temper-llm\[harness\]'"):
+        Harness(task="t", include_path=tmp_path).measure(Subject(tiny()), tmp_path)
+
+
+def test_ours_and_the_harness_answers_are_the_same(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"question {n}: ", "completion": c[n % 3], "choices": c}
         for n, c in enumerate([["ok", "not so", "a"], ["1", "22", "333"], ["he", "the hen", "in"], ["x", "y", "z"]] * 4)
@@ -85,10 +91,6 @@ def test_ours_and_the_harness_answers_are_the_same_or_it_is_asked_for(tmp_path: 
         (tmp_path / f"{name}.yaml").write_text(json.dumps(task))
     settings: dict[str, Any] = {"include_path": tmp_path, "examples": None}
     choice, writing = Harness(task="local_choice", **settings), Harness(task="local_writing", **settings)
-    if find_spec("lm_eval") is None:
-        with pytest.raises(MissingExtra, match=r"pip install 'temper-llm\[harness\]'"):
-            choice.measure(Subject(tiny()), tmp_path)
-        return
     model, answering = tiny("qwen3", seed=3), chain_model(("=", "o", "k", "<eos>"))
     path = str(tmp_path / "choice.jsonl")
     ours = MultipleChoice(source=path, reserve=0, examples=None).measure(Subject(model), tmp_path)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from families import FAMILIES, tiny, tiny_config, tiny_tokenizer
 from temper.core.errors import ModelError, SettingError
+from temper.delta.tensors import read_tensors
 from temper.models.families import LAYOUTS
 from temper.models.load import (
     as_model,
@@ -222,6 +223,15 @@ def test_pickles_are_refused(broken: Path) -> None:
     (broken / "pytorch_model.bin").unlink()
     with pytest.raises(ModelError, match=r"holds no model\.safetensors"):
         load_model(broken)
+
+
+def test_weights_that_were_cut_off_are_said(broken: Path) -> None:
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=f"{broken.name}: transformers cannot load it"):
+        load_model(broken)
+    with pytest.raises(ModelError, match=r"model\.safetensors: is no whole safetensors file"):
+        read_tensors([weights])
 
 
 def test_what_is_no_model_is_said(broken: Path, tmp_path: Path) -> None:

@@ -85,6 +85,10 @@ def test_dropout_acts_on_the_adapter_in_training_only() -> None:
     [
         ({"targets": ["qq"]}, r"tune\.lora\.targets: 'qq' matches no part of this model; did you mean 'q'"),
         ({"ranks": {"moe": 2}}, r"tune\.lora\.ranks: 'moe' matches no part"),
+        (
+            {"ranks": {"0.q": 400}},
+            r"tune\.lora\.ranks: 400 exceeds the smaller side of .*layers\.0\..* try \d+ or less",
+        ),
         ({"rank": 400}, r"tune\.lora\.rank: 400 exceeds the smaller side of .* try \d+ or less"),
     ],
 )

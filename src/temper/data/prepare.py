@@ -100,12 +100,14 @@ def prepare(
 def _write(folder: Path, parts: Iterable[Part], reading: Reading, on_bad_rows: OnBadRows) -> None:
     threshold = int(reading.test_share * 2**64)
     count = {"train": 0, "test": 0}
+    first_bad, num_bad = None, 0
     with ExitStack() as stack:
         names = ("train", "test") if reading.test_share else ("train",)
         writers = {name: stack.enter_context(RowsWriter(folder / f"{name}.arrow")) for name in names}
         bad = stack.enter_context((folder / "bad.jsonl").open("w", encoding="utf-8"))
         for stored in normalised(parts, reading, on_bad_rows):
             if isinstance(stored, BadRow):
+                first_bad, num_bad = first_bad or stored, num_bad + 1
                 bad.write(_to_json(dataclasses.asdict(stored)) + "\n")
                 continue
             name = "test" if threshold and _place(stored) < threshold else "train"
@@ -117,7 +119,10 @@ def _write(folder: Path, parts: Iterable[Part], reading: Reading, on_bad_rows: O
         if not count[name]:
             part = f" in the {name} split of test_share {reading.test_share}" if reading.test_share else ""
             files = ", ".join(dict.fromkeys(name for name, _ in parts))
-            raise DataError(files, None, f"no row{part}", "give a source that has rows")
+            aside = (
+                "" if first_bad is None else f"; {num_bad} put aside, the first {first_bad.origin}: {first_bad.reason}"
+            )
+            raise DataError(files, None, f"no row{part}{aside}", "give a source that has rows")
 
 
 def _place(stored: Stored) -> int:
@@ -150,11 +155,11 @@ def normalised(parts: Iterable[Part], reading: Reading, on_bad_rows: OnBadRows =
                 else:
                     formats.shape("text", record)
             except BadValue as error:
-                if on_bad_rows == "stop":
-                    raise DataError(file, line, str(error), MEND) from error
                 if isinstance(record, Broken) and record.rest_is_lost:
                     fix = "mend the file; what follows it cannot be read, so on_bad_rows: skip does not help"
                     raise DataError(file, line, str(error), fix) from error
+                if on_bad_rows == "stop":
+                    raise DataError(file, line, str(error), MEND) from error
                 yield BadRow(Origin(file, line), str(error), (text or _shown(record))[:2000])
 
 

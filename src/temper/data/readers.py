@@ -109,10 +109,11 @@ def _no_constant(name: str) -> float:
 _decoder = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
 
 
-def _why(error: ValueError | RecursionError, text: str = "") -> str:
+def _why(error: ValueError | RecursionError, text: str = "", is_whole_line: bool = True) -> str:
     if isinstance(error, json.JSONDecodeError):
         near = text[error.pos : error.pos + 20]
-        return f"broken JSON at column {error.colno}: {error.msg}" + (f", before {near!r}" if near else "")
+        where = f" at column {error.colno}" if is_whole_line else ""
+        return f"broken JSON{where}: {error.msg}" + (f", before {near!r}" if near else "")
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.object[error.start]:#04x} is not UTF-8"
     if isinstance(error, RecursionError):
@@ -174,7 +175,7 @@ class _Array:
                     line += self.text.count("\n", self.place, error.pos)
                 elif isinstance(error, UnicodeDecodeError):
                     line += self.text.count("\n", self.place) + error.object.count(b"\n", 0, error.start)
-                yield line, Broken(_why(error, self.text), rest_is_lost=True), text
+                yield line, Broken(_why(error, self.text, is_whole_line=False), rest_is_lost=True), text
 
     def _elements(self) -> Iterator[Item]:
         self._expect("[")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
+from temper.core.errors import ModelError
 from temper.models.fingerprint import read_config, weight_files
 from temper.models.load import load_model
 from temper.models.model import Model
@@ -47,7 +48,10 @@ def read_tensors(files: Collection[Path]) -> ComputedTensors:
     """Return the tensors of safetensors files, memory-mapped."""
     handles: dict[str, Any] = {}
     for file in files:
-        handle: Any = safe_open(file, framework="pt")
+        try:
+            handle: Any = safe_open(file, framework="pt")
+        except SafetensorError as error:
+            raise ModelError(f"{file}: is no whole safetensors file ({error}); copy or download it again") from error
         handles.update(dict.fromkeys(handle.keys(), handle))
     return ComputedTensors(handles, lambda name: handles[name].get_tensor(name))
 

@@ -109,7 +109,8 @@ class Loop:
                 self.totals["seconds"] = time.monotonic() - started
                 metrics["seconds"] = self.totals["seconds"]
                 number = int(self.totals["steps"])
-                if self.validation is not None and number % self.validation.every_steps == 0:
+                is_last = step.progress_after >= 1
+                if self.validation is not None and (is_last or number % self.validation.every_steps == 0):
                     metrics["validation_loss"] = self._validate(number)
                 log.write(json.dumps(metrics) + "\n")
                 self.on_step(metrics)
@@ -118,8 +119,6 @@ class Loop:
                     self._save(step.state)
         self.model.module.eval()
         if self.validation is not None:
-            if int(self.totals["steps"]) % self.validation.every_steps != 0:
-                self._validate(int(self.totals["steps"]))
             self.checkpoints.load_best(self.trained)
             self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
         return dict(self.totals)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -206,7 +207,7 @@ def _load_module(folder: Path, dtype: torch.dtype | Literal["auto"], trust: bool
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: transformers cannot load it as a causal language model: {error}") from error
     module, found = loaded
     wrong = {

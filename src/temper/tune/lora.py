@@ -160,15 +160,20 @@ class LoRA(Tune, name="lora"):
         for part in parts:
             if not any(_matches(part, pattern) for pattern in self.targets):
                 continue
-            rank = [self.rank, *(rank for pattern, rank in self.ranks.items() if _matches(part, pattern))][-1]
+            own = [rank for pattern, rank in self.ranks.items() if _matches(part, pattern)]
+            rank = own[-1] if own else self.rank
             if rank > min(part.in_features, part.out_features):
                 raise SettingError(
-                    "tune.lora.rank",
+                    "tune.lora.ranks" if own else "tune.lora.rank",
                     rank,
                     f"exceeds the smaller side of {part.path} ({part.out_features} x {part.in_features})",
                     f"try {min(part.in_features, part.out_features)} or less",
                 )
             adapters.append(self._adapter(model, part, rank, generator))
+        if not adapters:
+            paths = ", ".join(sorted({part.path for part in parts})[:3])
+            fix = f"name parts that it has, for instance {paths}" if paths else "it has no linear parts"
+            raise SettingError("tune.lora.targets", self.targets, "matches no part of this model", fix)
         return LoRATuning(model, adapters, self.dropout, self.written())
 
     def _adapter(self, model: Model, part: Part, rank: int, generator: torch.Generator) -> Adapter:
