@@ -11,6 +11,7 @@ from families import FAMILIES, VOCABULARY, tiny
 from temper.data.example import Example
 from temper.data.pack import pack
 from temper.models.model import Model
+from temper.signals import head
 from temper.signals.forward import forward, project, token_logprobs
 from training import examples
 
@@ -100,8 +101,9 @@ def test_any_reduction_of_the_logits_goes_through_the_same_door() -> None:
     assert bool((entropy_N > 0).all()) and bool((entropy_N <= np.log(97) + 1e-5).all())
 
 
-def test_the_vocabulary_is_never_held_whole() -> None:
+def test_the_vocabulary_is_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is kept for the backward pass has a row for each token and a column for each word."""
+    monkeypatch.setattr(head, "KEPT_VALUES", 1000)
     model = tiny("llama")
     model.module.requires_grad_(True)
     batch = pack(examples((60,) * 20))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from temper.data.pack import Batch
 from temper.models.model import Model
+from temper.signals.head import KEPT_VALUES
 
 _CLEAR_PEAK = "5"
 
@@ -46,7 +47,7 @@ class FlopCounter:
 
     Forward: 2 per weight of a block and token, 2 per weight of the head and supervised token, 4 H E (pairs of tokens)
     per block for attention. Backward: as much for the gradient of the inputs, as much again for the gradient of
-    the weights that train. The head's logits are computed twice, since they are not held.
+    the weights that train. The head's logits are computed twice where they are too many to be held.
     """
 
     def __init__(self, model: Model) -> None:
@@ -58,7 +59,7 @@ class FlopCounter:
             self.block += size
             self.block_trained += size if named[part.path].weight.requires_grad else 0
         head: Tensor = named[anatomy.head].weight
-        self.head = head.numel()
+        self.head, self.vocabulary = head.numel(), head.shape[0]
         self.head_trained = self.head if head.requires_grad else 0
         self.attention = sum(block.num_heads * block.head_dim for block in anatomy.blocks)
 
@@ -66,5 +67,6 @@ class FlopCounter:
         """Return the operations of a forward and backward pass over a batch."""
         pairs = sum(length * (length + 1) // 2 for length in batch.lengths)
         blocks = 2.0 * batch.num_tokens * (2 * self.block + self.block_trained)
-        head = 2.0 * batch.num_supervised * (3 * self.head + self.head_trained)
+        is_computed_again = batch.num_supervised * self.vocabulary > KEPT_VALUES
+        head = 2.0 * batch.num_supervised * ((2 + is_computed_again) * self.head + self.head_trained)
         return blocks + head + 3 * 4.0 * pairs * self.attention

@@ -26,14 +26,14 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from temper.models import cpu_attention
+
 NAME = "temper_packed"
 
 SHORT_DOCUMENT = 32
 """Documents up to this length share a group whatever their lengths: a call costs more than the padding."""
 LEAST_FILL = 0.8
 """A longer document joins a group only if it fills this share of its row."""
-FLOAT32_ON_CPU_UP_TO = 128
-"""On a CPU, bf16 backward is slower than fp32 below this length (many short rows)."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,9 @@ def _attend(
     softcap: float | None,
 ) -> Tensor:
     """Attend within rows: query (G, H, L, E), key and value (G, K, L, E) to (G, H, L, E)."""
+    if softcap is None and not dropout and query.device.type == "cpu" and _computed_in(query) == torch.bfloat16:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return cpu_attention.attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), scale, window)
     mask = None
     if softcap is not None or (window is not None and window < length):
         shape = (length, min(window or length, length))
@@ -208,10 +211,7 @@ def _attend(
         mask = layout.masks[shape]
     if softcap is not None:
         return _capped_attention(query, key, value, mask, dropout, scaling, softcap)
-    dtype = query.dtype
-    if query.device.type == "cpu" and length <= FLOAT32_ON_CPU_UP_TO:
-        query, key, value = query.float(), key.float(), value.float()
-    out = F.scaled_dot_product_attention(
+    return F.scaled_dot_product_attention(
         query,
         key,
         value,
@@ -221,7 +221,12 @@ def _attend(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return out.to(dtype)
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    """Return the type in which products of a tensor are computed: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _window_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:

@@ -1,8 +1,8 @@
 """The forward primitive: what a model says of the supervised tokens of a packed batch.
 
-Logits exist for supervised tokens only, a chunk at a time, and are computed again in the backward pass, so
-that a tokens x vocabulary matrix is never held. Everything that needs logits is a *reduction* of a chunk:
-log-probabilities here; entropies, divergences and top-k elsewhere, through the same door.
+Logits exist for supervised tokens only, a chunk at a time, and are computed again in the backward pass, so that a
+tokens x vocabulary matrix is never held (but where it is small: `head.py`). Everything that needs logits is a
+*reduction* of a chunk: log-probabilities here; entropies, divergences and top-k elsewhere, through the same door.
 
 Legend: T packed tokens, N supervised tokens, C tokens of a chunk, D model width, V vocabulary.
 """
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from temper.data.pack import Batch
 from temper.models.attention import PackedLayout, packed_inputs
 from temper.models.model import Model
+from temper.signals.head import Logprobs
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
 """Takes float32 logits (C, V) and targets (C,), returns (C, ...)."""
@@ -28,8 +29,7 @@ MAX_CHUNK_VALUES = 2**23
 
 def logprob(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
     """Return the log-probability of each target in nats, (C,)."""
-    picked_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
-    return picked_C - logits_CV.logsumexp(1)
+    return torch.log_softmax(logits_CV, 1).gather(1, targets_C[:, None])[:, 0]
 
 
 def hidden_states(model: Model, batch: Batch) -> Tensor:
@@ -61,6 +61,11 @@ def project(
     if len(targets_N) == 0:
         return hidden_ND.sum(1) * 0.0
     per_chunk = max(1, max_chunk_values // head.weight.shape[0])
+    if reduce is logprob and _is_plain(model, head):
+        kind = hidden_ND.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
+        scale = model.anatomy.logit_scale
+        return Logprobs.apply(hidden_ND, head.weight, targets_N, scale, per_chunk, dtype)  # type: ignore[no-any-return, no-untyped-call]
     parts = []
     for hidden_CD, targets_C in zip(hidden_ND.split(per_chunk), targets_N.split(per_chunk), strict=True):
         if torch.is_grad_enabled():
@@ -69,6 +74,12 @@ def project(
             part = _reduced(model, head, hidden_CD, targets_C, reduce)
         parts.append(part)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _is_plain(model: Model, head: nn.Module) -> bool:
+    """Tell whether logits are hidden states times a weight and nothing else."""
+    is_bare = type(head) is nn.Linear and head.bias is None and not head._forward_hooks and not head._forward_pre_hooks
+    return is_bare and model.anatomy.logit_softcap is None
 
 
 def _reduced(model: Model, head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, reduce: Reduction) -> Tensor:

@@ -1,0 +1,185 @@
+"""Temper beside its peers on the same work: useful tokens per second, peak memory, start-up, share of the machine.
+
+    python benchmarks/peers.py [--cases small-full,small-lora,...] [--repeats 3] [--contenders temper,loop,...]
+                               [--json FILE]
+
+Needs `pip install trl` beside Temper. Every contender runs in a process of its own, one after another, in turns; the
+table gives the median of each, and its ratio to Temper's with the range over the turns. All processes get the same
+settings of the C library's allocator, without which every one of them loses a third of its speed to page faults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+MODELS: dict[str, dict[str, int]] = {
+    "small": {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "heads": 4},
+    "middle": {
+        "vocab_size": 32768,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "heads": 12,
+    },
+    "wide": {"vocab_size": 131072, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "heads": 4},
+}
+"""6 million parameters, 110 million, and a small one with a vocabulary of 128 k"""
+CASES: dict[str, dict[str, Any]] = {
+    f"{model}-{tune}{'-long' if kind == 'long' else ''}": {"shape": model, "tune": tune, "kind": kind, "steps": steps}
+    for model, kind, steps in (
+        ("small", "mixed", 20),
+        ("small", "long", 6),
+        ("middle", "mixed", 6),
+        ("middle", "long", 4),
+        ("wide", "mixed", 6),
+    )
+    for tune in ("full", "lora")
+}
+CONTENDERS = ("temper", "loop", "trainer", "trl", "trl packed")
+
+
+def lengths(kind: str, count: int, generator: random.Random) -> list[int]:
+    """Draw lengths in tokens: instruction-like (median 100, a tail to 2048), or all of 4096."""
+    if kind == "long":
+        return [4096] * count
+    return [min(2048, max(12, round(generator.lognormvariate(4.6, 1.0)))) for _ in range(count)]
+
+
+def prepare(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the model, the rows as text, and the rows as tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    shape = dict(MODELS[case["shape"]])
+    heads = shape.pop("heads")
+    words = {f"w{number}": number for number in range(shape["vocab_size"] - 1)} | {"</s>": shape["vocab_size"] - 1}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="</s>")
+    config = LlamaConfig(
+        **shape,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=4096,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
+    model = folder / "model"
+    LlamaForCausalLM(config).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    generator = random.Random(0)
+    batch = 1 if case["kind"] == "long" else 16
+    longest = 4096 if case["kind"] == "long" else 2048
+    sizes = lengths(case["kind"], case["steps"] * batch, generator)
+    with (folder / "rows.jsonl").open("w") as rows, (folder / "tokens.jsonl").open("w") as tokens:
+        for size in sizes:
+            ids = [generator.randrange(shape["vocab_size"] - 1) for _ in range(size - 1)]
+            cut = max(1, size // 3)
+            prompt, answer = (" ".join(f"w{number}" for number in part) for part in (ids[:cut], ids[cut:]))
+            rows.write(json.dumps({"prompt": prompt, "completion": " " + answer}) + "\n")
+            mask = [0] * cut + [1] * (size - cut)
+            tokens.write(json.dumps({"input_ids": [*ids, tokenizer.eos_token_id], "completion_mask": mask}) + "\n")
+    return {
+        **case,
+        "folder": str(folder),
+        "model": str(model),
+        "rows": str(folder / "rows.jsonl"),
+        "tokens": str(folder / "tokens.jsonl"),
+        "batch": batch,
+        "longest": longest,
+        "num_rows": len(sizes),
+        "rank": 16,
+        "lr": 1e-4,
+    }
+
+
+def measure(name: str, case: dict[str, Any], folder: Path) -> dict[str, float] | None:
+    """Run a contender in a process of its own; None where it failed, with its last words on standard error."""
+    file = folder / "case.json"
+    file.write_text(json.dumps(case))
+    environment = {**os.environ, **ALLOCATOR, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(HERE / "contenders.py"), name, str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not found:
+        print(f"{name} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    result: dict[str, float] = json.loads(found[0].removeprefix("RESULT "))
+    return result
+
+
+def flops(case: dict[str, Any]) -> float:
+    """Return the operations of Temper's steps for each token, by the shapes of the model."""
+    shape = MODELS[case["shape"]]
+    width, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    block = layers * (4 * width * width + 3 * width * inner)
+    head = 2 / 3 * shape["vocab_size"] * width  # two tokens of three are supervised
+    return (6 if case["tune"] == "full" else 4) * (block + head)
+
+
+def table(name: str, case: dict[str, Any], results: dict[str, list[dict[str, float]]]) -> list[str]:
+    """Return the rows of a case."""
+    ours = results["temper"]
+    lines = [
+        f"\n{name}",
+        f"{'':12} {'tokens/s':>9} {'temper is':>16} {'peak MiB':>9} {'temper holds':>13} {'start s':>8} {'rate':>6}",
+    ]
+    for contender, found in results.items():
+        if not found:
+            lines.append(f"{contender:12} failed")
+            continue
+        speed = statistics.median(one["tokens_per_second"] for one in found)
+        ratios = [mine["tokens_per_second"] / one["tokens_per_second"] for mine, one in zip(ours, found, strict=False)]
+        memory = statistics.median(one["peak_bytes"] for one in found)
+        share = statistics.median(mine["peak_bytes"] for mine in ours) / memory
+        start = statistics.median(one["first_step_seconds"] for one in found)
+        rate = statistics.median(one["tokens_per_second"] * flops(case) / one["product_rate"] for one in found)
+        times = f"{statistics.median(ratios):.2f} x ({min(ratios):.2f}-{max(ratios):.2f})"
+        lines.append(
+            f"{contender:12} {speed:9,.0f} {times:>16} {memory / 2**20:9,.0f} {share:11.2f} x {start:8.1f} {rate:6.0%}"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=",".join(CASES), help="of " + ", ".join(CASES))
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    every: dict[str, Any] = {}
+    for name in chosen.cases.split(","):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            case = prepare({**CASES[name], "precision": chosen.precision}, folder)
+            results: dict[str, list[dict[str, float]]] = {one: [] for one in chosen.contenders.split(",")}
+            for _ in range(chosen.repeats):
+                for contender, found in results.items():
+                    result = measure(contender, case, folder)
+                    if result is not None:
+                        found.append(result)
+            every[name] = results
+            print("\n".join(table(name, case, results)), flush=True)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(every, indent=1))
+
+
+if __name__ == "__main__":
+    main()

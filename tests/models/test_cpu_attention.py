@@ -1,0 +1,72 @@
+"""Attention from matrix products against the naive one, forward and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from temper.models import cpu_attention
+from temper.models.cpu_attention import BLOCK, attend
+
+
+def naive(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    """One document and one head at a time, in float64."""
+    length, per_key = query.shape[2], query.shape[1] // key.shape[1]
+    place = torch.arange(length)
+    hidden = place[None] > place[:, None]
+    if window is not None:
+        hidden |= place[None] <= place[:, None] - window
+    rows = []
+    for document in range(len(query)):
+        heads = []
+        for head in range(query.shape[1]):
+            q, k, v = query[document, head], key[document, head // per_key], value[document, head // per_key]
+            scores = (q.double() @ k.double().t() * scale).masked_fill(hidden, -torch.inf)
+            heads.append(scores.softmax(1) @ v.double())
+        rows.append(torch.stack(heads))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 5, BLOCK, 400])
+@pytest.mark.parametrize(("heads", "key_heads"), [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("documents", "length"), [(1, 1), (5, 2), (3, 63), (1, BLOCK), (2, BLOCK + 1), (1, 2 * BLOCK + 77)]
+)
+def test_values_and_gradients(
+    documents: int,
+    length: int,
+    heads: int,
+    key_heads: int,
+    window: int | None,
+    is_kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu_attention, "KEPT_UP_TO", 10**9 if is_kept else 0)
+    torch.manual_seed(length)
+    width = 16
+    made = [torch.randn(documents, count, length, width).bfloat16() for count in (heads, key_heads, key_heads)]
+    upstream = torch.randn(documents, heads, length, width).bfloat16()
+    leaves, exact = ([one.clone().requires_grad_() for one in made] for _ in range(2))
+    out = attend(*leaves, scale=0.3, window=window)
+    expected = naive(*exact, scale=0.3, window=window)
+    assert out.dtype == torch.bfloat16 and out.shape == expected.shape
+    found = [out, *torch.autograd.grad(out, leaves, upstream)]
+    wanted = [expected, *torch.autograd.grad(expected, exact, upstream.double())]
+    for one, other in zip(found, wanted, strict=True):
+        # bf16 rounds scores, weights and results to 1 in 256 each; the largest value bounds them.
+        assert float((one.double() - other.double()).abs().max()) <= 2**-5 * max(1.0, float(other.abs().max()))
+
+
+def test_no_gradient_no_memory() -> None:
+    with torch.no_grad():
+        assert not attend(*(torch.randn(1, 2, 9, 4).bfloat16() for _ in range(3)), scale=1.0).requires_grad
+
+
+def test_what_comes_later_changes_nothing_before_it() -> None:
+    made = [torch.randn(1, 2, BLOCK + 40, 8).bfloat16() for _ in range(3)]
+    before = attend(*made, scale=0.3)
+    for one in made:
+        one[:, :, BLOCK + 9 :] = 7
+    assert torch.equal(attend(*made, scale=0.3)[:, :, : BLOCK + 9], before[:, :, : BLOCK + 9])

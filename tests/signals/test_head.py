@@ -1,0 +1,53 @@
+"""The projection with its softmax against the naive one, forward and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from temper.signals import head
+from temper.signals.head import Logprobs
+
+
+def naive(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float) -> Tensor:
+    logits_NV = (hidden_ND.double() * scale) @ weight_VD.double().t()
+    return logits_NV.log_softmax(1)[torch.arange(len(targets_N)), targets_N]
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("num", "vocabulary", "chunk"), [(1, 7, 1), (1, 97, 100), (33, 97, 8), (33, 101, 33), (40, 2, 7), (65, 1031, 64)]
+)
+def test_values_and_gradients(
+    num: int, vocabulary: int, chunk: int, dtype: torch.dtype, is_kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "KEPT_VALUES", 10**9 if is_kept else 0)
+    torch.manual_seed(num)
+    hidden, weight = torch.randn(num, 24), torch.randn(vocabulary, 24)
+    targets, upstream = torch.randint(vocabulary, (num,)), torch.randn(num)
+    # What bf16 is given is what it can hold, so only its own sums and roundings differ.
+    hidden, weight = (one.to(dtype).float() for one in (hidden, weight))
+    found, expected = [], []
+    for kind, results in ((dtype, found), (None, expected)):
+        hidden_ND, weight_VD = (one.clone().requires_grad_() for one in (hidden, weight))
+        if kind is None:
+            value_N = naive(hidden_ND, weight_VD, targets, 0.5)
+        else:
+            value_N = Logprobs.apply(hidden_ND, weight_VD, targets, 0.5, chunk, kind)
+            assert value_N.dtype == torch.float32
+        results += [value_N, *torch.autograd.grad((value_N * upstream).sum(), (hidden_ND, weight_VD))]
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-6
+    for one, other in zip(found, expected, strict=True):
+        # bf16 rounds each term to 1 in 256; the largest result bounds the terms.
+        assert float((one - other).abs().max()) <= tolerance * max(1.0, float(other.abs().max()))
+
+
+def test_a_frozen_weight_gets_no_gradient_and_a_model_without_gradients_keeps_nothing() -> None:
+    hidden, weight, targets = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8), torch.arange(5)
+    value = Logprobs.apply(hidden, weight, targets, 1.0, 2, torch.float32)
+    value.sum().backward()
+    assert weight.grad is None and hidden.grad is not None
+    with torch.no_grad():
+        assert not Logprobs.apply(hidden, weight, targets, 1.0, 2, torch.float32).requires_grad
