@@ -73,8 +73,10 @@ class FitSettings(Settings):
         None,
         description="tokens per optimizer step at most (a longer example is a step of its own), instead of batch_size",
     )
-    micro_tokens: PositiveInt = Field(
-        8192, description="tokens in one forward pass at most: bounds memory, and changes nothing else without dropout"
+    micro_tokens: PositiveInt | None = Field(
+        None,
+        description="tokens in one forward pass at most: bounds memory, and changes nothing else without dropout; by "
+        "default 8192 on a GPU and 2048 on a CPU",
     )
     max_length: int = Field(
         2048,
@@ -184,6 +186,7 @@ def fit(
     tuning = settings.tune.attach(model, seed)
     tuning.hold_in(dtype)
     encoder = Encoder.of(model, settings.max_length, settings.truncate)
+    micro_tokens = settings.micro_tokens or (2048 if device.type == "cpu" else 8192)
 
     def encode(row: Row) -> list[tuple[Tokens, ...]]:
         return settings.objective.encode(row, encoder)
@@ -201,7 +204,7 @@ def fit(
                 f"holds out {len(held_out)} rows of which none can be used",
                 "hold out more, or mend the rows put aside",
             )
-        batches = to_batches(examples, settings.micro_tokens)
+        batches = to_batches(examples, micro_tokens)
         validation = Validation(batches, settings.validation.every_steps, settings.validation.patience)
     shares = []
     for share in settings.shares:
@@ -231,7 +234,7 @@ def fit(
         steps=steps,
         folder=folder,
         retentions=[method.build(model, tuning) for method in settings.retain],
-        micro_tokens=settings.micro_tokens,
+        micro_tokens=micro_tokens,
         clip=settings.clip,
         spike=settings.spike,
         checkpoint_steps=settings.checkpoint_steps,

@@ -15,6 +15,7 @@ group, H query heads, K key and value heads, E width of a head.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -258,5 +259,8 @@ def _capped_attention(
     return weights.to(value.dtype) @ value
 
 
+# oneDNN, which multiplies on a CPU, keeps code for each of the last 1024 shapes that it met, a third of a MiB each.
+# Documents come in every length, so few shapes come back; making the code anew costs less than can be measured.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 AttentionInterface.register(NAME, packed_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
