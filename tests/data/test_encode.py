@@ -301,7 +301,7 @@ def test_plain_text_predicts_every_token_once() -> None:
 def test_over_long_is_refused_or_cut_and_counted() -> None:
     long = completion("two and two? ", "four " * 50)
     whole = Encoder(BYTES, 4096).supervised(long)
-    with pytest.raises(RowError, match=rf"{len(whole.tokens_T)} tokens are more than max_length 20"):
+    with pytest.raises(RowError, match=rf"{len(whole.tokens_T)} tokens are more than 20"):
         Encoder(BYTES, 20).supervised(long)
     cut = Encoder(BYTES, 20, truncate=True).supervised(long)
     assert cut.num_truncated == len(whole.tokens_T) - 20

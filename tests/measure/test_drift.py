@@ -12,7 +12,7 @@ from families import tiny
 from measuring import add_noise
 from temper.core.errors import ModelError
 from temper.measure.base import Subject
-from temper.measure.drift import Drift, Reference, default_keep
+from temper.measure.drift import Drift, Reference
 from temper.measure.statistics import value_interval, value_of
 from temper.models.model import Model
 
@@ -79,7 +79,3 @@ def test_texts_survive_the_cache(tmp_path: Path) -> None:
     read = Reference.read(tmp_path / "deep" / "texts.npz")
     assert [text.tolist() for text in read.texts] == [[1, 5, 2], [1, 9]]
     assert [own.tolist() for own in read.logprobs] == [[-0.5, -1.25], [-3.0]]
-
-
-def test_the_default_is_divergence_and_loss_under_labels_of_their_own() -> None:
-    assert [suite.label for suite in default_keep()] == ["drift", "own text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,16 @@ def test_too_long_rows_stop_or_are_left_out_and_counted(tmp_path: Path) -> None:
             kind(source=source(path)).measure(subject, tmp_path)
         score = kind(source=source(path), on_bad_rows="skip").measure(subject, tmp_path)
         assert (len(score.scores), score.num_left_out) == (1, 1)
+
+
+def test_messages_with_tool_calls_are_scored(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+    turns = [{"role": "user", "content": "x"}, call, {"role": "tool", "content": "3"}]
+    for last in ({"role": "assistant", "content": "3"}, call):
+        question = to_question(Row("messages", {"messages": [*turns, last]}, {}, None))  # type: ignore[arg-type]
+        assert '"add"' in question.text and question.answer == (
+            "3" if last is not call else '[{"function": {"name": "add", "arguments": {"a": 1}}}]'
+        )
 
 
 def exact(tmp_path: Path, rows: Sequence[dict[str, Any]] = QUESTIONS, **settings: Any) -> Score:
@@ -322,7 +333,6 @@ def test_defaults_fill_only_what_nobody_wrote() -> None:
 
 
 def test_a_score_survives_json(tmp_path: Path) -> None:
-    import json
 
     for score in (exact(tmp_path), Score("m", False, (0.1, math.pi), (1.0, 2.0), None, "exp", "perplexity")):
         assert from_plain(json.loads(json.dumps(plain(score)))) == score

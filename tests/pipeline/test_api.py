@@ -47,6 +47,28 @@ def test_the_pieces(base: Path) -> None:
     assert len(temper.generate(model, [prompt], 3)[0]) <= 3
 
 
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_model_that_has_been_trained_is_measured_anew(base: Path, tune: str) -> None:
+    suites, rows = [{"perplexity": {"source": "lab/sort"}}], temper.open_rows("lab/sort")
+
+    def perplexity(model: Any, cache: str | None) -> float:
+        return float(temper.evaluate(model, suites, examples=16, cache=cache)["suites"]["lab/sort"]["value"])
+
+    model = temper.load_model(base)
+    before = perplexity(model, "kept")
+    assert perplexity(temper.load_model(base), "kept") == before
+    first = temper.fit(model, rows, temper.FitSettings(tune=tune, lr=1e-2, steps=5, batch_size=8, precision="fp32"))
+    trained = perplexity(model, "kept")
+    assert trained == perplexity(model, None) != before
+    assert perplexity(temper.load_model(base), "kept") == before, "what was kept of the base is the base's"
+    if tune == "lora":
+        first.tuning.merge()
+        second = temper.fit(model, rows, temper.FitSettings(tune=tune, steps=1, precision="fp32"))
+        second.tuning.save(Path("second"))
+        named = temper.read_delta(Path("second/delta")).provenance.base_fingerprint
+        assert named == fingerprint_module(model.module, model.tokenizer) != temper.load_model(base).fingerprint
+
+
 def test_a_recipe_and_the_pieces_measure_the_same(base: Path) -> None:
     written = {
         "base": str(base),

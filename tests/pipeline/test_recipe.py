@@ -67,7 +67,7 @@ def test_a_recipe_reads_as_written(tmp_path: Path) -> None:
 
 def test_by_default_drift_is_kept(tmp_path: Path) -> None:
     recipe = load(tmp_path, "base: x\nstages: [{name: a, train: {data: [lab/copy]}}]")
-    assert [suite.label for suite in recipe.measure.keep] == ["drift"]
+    assert [suite.label for suite in recipe.measure.keep] == ["drift", "own text"]
     assert load(tmp_path, "base: x\nmeasure: {keep: []}\nstages: [{name: a, train: {data: [x]}}]").measure.keep == ()
 
 

@@ -150,6 +150,56 @@ def test_forcing_redoes_the_followers_only_if_it_came_out_otherwise(desk: Desk, 
         desk.run(force=["absent"])
 
 
+def test_what_is_gone_is_made_again(desk: Desk) -> None:
+    desk.recipe["stages"].append({"name": "ship", "export": {"from": "b", "to": str(desk.runs.parent / "shipped")}})
+    result = desk.run()
+    desk.called()
+    shipped = desk.runs.parent / "shipped" / "model.safetensors"
+    first = shipped.read_bytes()
+    shutil.rmtree(result.stages["a"].folder / "model")
+    desk.run()
+    assert desk.called() == ["a"] and any("no longer there" in text for text in desk.said)
+    # A folder outside of the run holds what the recipe says now, also when a setting is changed back.
+    desk.recipe["stages"][1]["fake_train"]["amount"] = 7.0
+    desk.run()
+    assert shipped.read_bytes() != first
+    desk.recipe["stages"][1]["fake_train"].pop("amount")
+    desk.run()
+    assert shipped.read_bytes() == first
+    shutil.rmtree(shipped.parent)
+    desk.run()
+    assert shipped.read_bytes() == first
+
+
+def test_rows_that_are_trained_on_and_scored_are_told(tmp_path: Path, base: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"q{n} ", "completion": str(n)}) + "\n" for n in range(40)))
+
+    def warnings(trained: Any, scored: Any) -> list[str]:
+        recipe = {
+            "name": "leak",
+            "base": str(base),
+            "measure": {"gain": [{"perplexity": {"source": scored}}], "keep": [], "shots": 0},
+            "stages": [{"name": "a", "train": {"data": [trained], "steps": 1, "batch_size": 2}}],
+        }
+        done = run(Recipe.parse(recipe), runs=tmp_path / "runs", say=lambda text: None)
+        return list(done.stages["a"].record["warnings"])
+
+    whole, divided = str(rows), {"file": {"path": str(rows), "test_share": 0.2}}
+    assert any("scores 40 rows that this stage trains on" in text for text in warnings(whole, whole))
+    assert any("rows that this stage trains on" in text for text in warnings(whole, divided))
+    assert not any("trains on" in text for text in warnings(divided, divided))
+
+
+def test_what_dead_processes_left_in_the_cache_is_removed(desk: Desk) -> None:
+    cache = desk.runs / ".cache"
+    (cache / f"rows-x.{2**22 + 5}.partial").mkdir(parents=True)
+    (cache / f"rows-y.{os.getpid()}.partial").mkdir()
+    desk.run()
+    left = [path.name for path in cache.iterdir() if path.name.endswith(".partial")]
+    assert left == [f"rows-y.{os.getpid()}.partial"]
+
+
 def test_until_stops_after_a_stage(desk: Desk) -> None:
     result = desk.run(until="a")
     assert [name for name, stage in result.stages.items() if stage.is_done] == ["base", "a"]

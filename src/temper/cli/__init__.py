@@ -8,6 +8,7 @@ Decisions:
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -54,8 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and leave with its exit code."""
     written = list(sys.argv[1:] if arguments is None else arguments)
     is_debugging = "--debug" in written
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows `?`
     try:
         app(args=[text for text in written if text != "--debug"], prog_name="temper")
+    except OSError as error:
+        if is_debugging or error.filename is None:
+            raise
+        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        sys.exit(2)
     except TemperError as error:
         if is_debugging:
             raise

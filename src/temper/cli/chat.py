@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -28,6 +29,7 @@ def chat(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the samples.")] = 0,
 ) -> None:
     """Talk with a model. It uses the model's chat template where there is one, and continues text where not."""
+    from temper.core.errors import SettingError
     from temper.pipeline.conversation import Conversation
     from temper.pipeline.measuring import ready
     from temper.pipeline.models import load_model
@@ -46,7 +48,7 @@ def chat(
     typer.echo(HELP if talk.has_template else f"no chat template: the model continues what you write. {HELP}", err=True)
     while True:
         try:
-            text = input("> ")
+            text = input("> " if sys.stdin.isatty() else "")
         except (EOFError, KeyboardInterrupt):
             typer.echo("")
             return
@@ -55,4 +57,7 @@ def chat(
         if text.strip() == "/reset":
             talk.reset()
         elif text.strip():
-            typer.echo(talk.answer(text))
+            try:
+                typer.echo(talk.answer(text))
+            except SettingError as error:
+                typer.echo(f"error: {error}", err=True)

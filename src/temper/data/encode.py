@@ -207,8 +207,7 @@ class Encoder:
         num_truncated = max(0, len(tokens_T) - self.max_length)
         if num_truncated and not self.truncate:
             return RowError(
-                f"{len(tokens_T)} tokens are more than max_length {self.max_length}; "
-                "raise max_length, or set truncate: true"
+                f"{len(tokens_T)} tokens are more than {self.max_length}, which is max_length or the model's own limit"
             )
         tokens_T, weights_T = tokens_T[: self.max_length], weights_T[: self.max_length]
         weights_T[:1] = 0

@@ -10,6 +10,7 @@ Decisions:
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -109,11 +110,13 @@ class EncodedRows:
                 examples = [Example(sequences, row.columns, row.origin) for sequences in self.encode(row)]
             except RowError as error:
                 if self.on_bad_rows == "stop":
-                    fix = "mend or remove the row, or set on_bad_rows: skip"
+                    fix = "mend or remove the row, set truncate: true where it is too long, or set on_bad_rows: skip"
                     raise DataError(row.origin.file, row.origin.line, str(error), fix) from error
                 examples = []
                 if not self._counted[index]:
-                    self.tally.bad.append(BadRow(row.origin, str(error), str(dict(row.content))[:2000]))
+                    self.tally.bad.append(
+                        BadRow(row.origin, str(error), json.dumps(dict(row.content), ensure_ascii=False)[:2000])
+                    )
             if not self._counted[index]:
                 self._counted[index] = True
                 self._count(examples)

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from temper.core.errors import ModelError, nearest
+from temper.core.errors import ModelError, TemperError, nearest
 from temper.core.files import write_json
 from temper.core.methods import load_entry_points
 from temper.core.version import temper_version
@@ -163,6 +164,8 @@ class Delta(ABC):
         delta = self.fit(module)
         parameters = dict(module.named_parameters(remove_duplicate=False))
         kept: dict[nn.Parameter, Tensor] = {}
+        if isinstance(model, Model):
+            model.is_changed = True
         with torch.no_grad():
             for name in delta.names():
                 parameter = parameters[name]
@@ -209,6 +212,15 @@ def read_delta(folder: Path) -> Delta:
     Raises:
         ModelError: no kind knows the folder, or the kind that does cannot read what it holds.
     """
+    try:
+        return _read_delta(folder)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, TemperError):
+            raise
+        raise ModelError(f"{folder}: is damaged ({error}); make or copy it again") from error
+
+
+def _read_delta(folder: Path) -> Delta:
     kinds = delta_kinds()
     note = folder / PROVENANCE_FILE
     if note.is_file():

@@ -30,6 +30,7 @@ from temper.engine.cost import peak_memory_bytes, reset_peak_memory
 from temper.engine.loop import Loop, Metrics, Validation, to_batches
 from temper.engine.precision import Precision, best_device, resolve
 from temper.engine.trackers.base import Tracker, Tracking
+from temper.models.load import fingerprint_module
 from temper.models.model import Model
 from temper.objectives.base import Objective
 from temper.optim.base import Optim
@@ -177,13 +178,16 @@ def fit(
                 stage=stage,
                 on_step=on_step,
             )
-    _check_formats(rows, settings.objective)
+    check_formats(rows, settings.objective)
     device = best_device()
     model.module.to(device)
     reset_peak_memory(device)
     dtype = resolve(settings.precision, device)
     torch.manual_seed(seed)
+    if model.is_changed:
+        model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
     tuning = settings.tune.attach(model, seed)
+    model.is_changed = True
     tuning.hold_in(dtype)
     encoder = Encoder.of(model, settings.max_length, settings.truncate)
     micro_tokens = settings.micro_tokens or (2048 if device.type == "cpu" else 8192)
@@ -209,7 +213,7 @@ def fit(
     shares = []
     for share in settings.shares:
         mixed_in = _open_all(share.sources, open_source, on_bad_rows)
-        _check_formats(mixed_in, settings.objective)
+        check_formats(mixed_in, settings.objective)
         shares.append((EncodedRows(mixed_in, encode, on_bad_rows), share.share))
     steps = Steps(
         ShuffledStream(main, _seed(seed, _MAIN_STREAM, 0)),
@@ -280,7 +284,8 @@ def _tell(metrics: Metrics, on_step: Callable[[Metrics], None] | None, trackings
         tracking.log(int(metrics["step"]), metrics)
 
 
-def _check_formats(rows: Rows, objective: Objective) -> None:
+def check_formats(rows: Rows, objective: Objective) -> None:
+    """Raise SettingError where rows are none, or of a format that the objective cannot be trained on."""
     if len(rows) == 0:
         raise SettingError("train.data", "", "holds no row", "look at the rows put aside, or name other data")
     found = set(rows.table.column("format").unique().to_pylist())

@@ -107,6 +107,10 @@ class Suite(Method, axis="suite", packages=("temper.measure",)):
         """Name everything but the model and the seed that a score follows from: settings, code and data."""
         return hash_json([self.written(), self.code_version(), [source.fingerprint() for source in self.sources()]])
 
+    def contents(self, cache: Path, seed: int) -> Sequence[str]:
+        """Return the contents of the rows that are scored, as `Rows` holds them; none for a suite without rows."""
+        return ()
+
     def shots(self, count: int, cache: Path) -> Sequence[Row]:
         """Return at most `count` worked examples that are never scored; none where shots make no sense."""
         return ()

@@ -61,6 +61,15 @@ class SourceSuite(Suite):
         Raises:
             DataError: no row is left.
         """
+        rows, chosen = self._chosen(cache, seed, excluded)
+        return rows.take(chosen)
+
+    def contents(self, cache: Path, seed: int) -> list[str]:
+        """Return the contents of the rows that are scored, as `Rows` holds them."""
+        rows, chosen = self._chosen(cache, seed)
+        return [str(content) for content in rows.table["content"].take(pa.array(chosen, pa.int64())).to_pylist()]
+
+    def _chosen(self, cache: Path, seed: int, excluded: Sequence[str] = ()) -> tuple[Rows, list[int]]:
         rows = self.source.open(self.split, cache, self.on_bad_rows)
         candidates = np.arange(len(rows))
         if excluded:
@@ -70,7 +79,7 @@ class SourceSuite(Suite):
             raise DataError(self.source.label, None, f"holds no {self.split} row to score", "name a source with rows")
         if self.examples is not None:
             candidates = np.sort(np.random.default_rng(seed).permutation(candidates)[: self.examples])
-        return rows.take(candidates.tolist())
+        return rows, candidates.tolist()
 
     def num_unread(self, cache: Path) -> int:
         """Return how many rows of the source could not be read and were put aside."""
@@ -83,7 +92,9 @@ class SourceSuite(Suite):
     def refuse(self, row: Row, reason: str) -> None:
         """Stop at a row that cannot be scored, unless bad rows are to be left out."""
         if self.on_bad_rows == "stop":
-            raise DataError(row.origin.file, row.origin.line, reason, "mend the row, or set on_bad_rows: skip")
+            raise DataError(
+                row.origin.file, row.origin.line, reason, "mend or remove the row, or set on_bad_rows: skip"
+            )
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class Question:
         """The prompt as a reader sees it."""
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in self.prompt)
+        return "\n".join(f"{turn['role']}: {_content(turn)}" for turn in self.prompt)
 
     def after(self, shots: Sequence[Question]) -> Question:
         """Return the question behind worked examples."""
@@ -139,11 +150,17 @@ def to_question(row: Row) -> Question:
     if row.format == "messages":
         turns = [dict(turn) for turn in content["messages"]]
         if turns and turns[-1]["role"] == "assistant":
-            return Question(turns[:-1], turns[-1]["content"], row)
+            return Question(turns[:-1], _content(turns[-1]), row)
         return Question(turns, "", row)
     prompt = content["prompt"] if isinstance(content["prompt"], str) else [dict(turn) for turn in content["prompt"]]
     answer = content["chosen"] if row.format == "preference" else content.get("completion", "")
-    return Question(prompt, answer if isinstance(answer, str) else answer[-1]["content"], row)
+    return Question(prompt, answer if isinstance(answer, str) else _content(answer[-1]), row)
+
+
+def _content(turn: Mapping[str, Any]) -> str:
+    """Return what a turn says: its text, or the tools that it calls."""
+    content = turn.get("content") or turn.get("tool_calls") or ""
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 class PromptSuite(SourceSuite):
@@ -159,8 +176,15 @@ class PromptSuite(SourceSuite):
 
     def scored_rows(self, cache: Path, seed: int) -> list[Row]:
         """Return the rows to score, without those kept for worked examples."""
+        return self.rows(cache, seed, self._reserved_contents(cache))
+
+    def contents(self, cache: Path, seed: int) -> list[str]:
+        rows, chosen = self._chosen(cache, seed, self._reserved_contents(cache))
+        return [str(content) for content in rows.table["content"].take(pa.array(chosen, pa.int64())).to_pylist()]
+
+    def _reserved_contents(self, cache: Path) -> list[str]:
         rows, reserved = self._reserved(cache)
-        return self.rows(cache, seed, rows.table["content"].take(pa.array(reserved, pa.int64())).to_pylist())
+        return [str(content) for content in rows.table["content"].take(pa.array(reserved, pa.int64())).to_pylist()]
 
     def _reserved(self, cache: Path) -> tuple[Rows, list[int]]:
         rows = self.source.open("train", cache, self.on_bad_rows)

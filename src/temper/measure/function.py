@@ -48,7 +48,13 @@ class Function(GenerationSuite, name="function"):
     def judge(self, questions: Sequence[Question], outputs: Sequence[str]) -> list[float] | list[bool]:
         function = load_function(self.function)
         pairs = zip(questions, outputs, strict=True)
-        scores = [function(question.text, output, row_values(question.row)) for question, output in pairs]
+        scores = []
+        for question, output in pairs:
+            try:
+                scores.append(function(question.text, output, row_values(question.row)))
+            except Exception as error:
+                reason = f"failed on {question.row.origin} ({type(error).__name__}: {error})"
+                raise SettingError("function", self.function, reason, "mend the function") from error
         if all(isinstance(score, bool) for score in scores):
             return [bool(score) for score in scores]
         for score in scores:
@@ -94,5 +100,10 @@ def _load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SettingError(
+            "function", str(path), f"cannot be run ({type(error).__name__}: {error})", "mend it"
+        ) from error
     return module

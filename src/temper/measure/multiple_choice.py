@@ -26,7 +26,8 @@ class MultipleChoice(PromptSuite, name="multiple_choice"):
 
     A choice's likelihood is the sum of its tokens' log-probabilities after the prompt, or that sum over its UTF-8
     bytes or tokens, for choices of unlike length. What the chat template or the encoder puts behind a choice (an end
-    token) does not count. The first of equally likely choices is the model's answer.
+    token) does not count. The first of equally likely choices is the model's answer. Rows of `question`, `choices` and
+    `answer` are read with the source's `columns: {text: question}`.
     """
 
     choices: str = Field("choices", description="column of the choices, a list")

@@ -140,7 +140,10 @@ def measure_model(
 
 
 def cached_score(suite: Suite, subject: Subject, cache: Path, model_key: str, seed: int) -> Score:
-    """Return a suite's score of a model, measured once for all that it follows from."""
+    """Return a suite's score of a model, measured once for all that it follows from.
+
+    A model that has changed since it was named is measured each time.
+    """
     weight = subject.model.module.get_input_embeddings().weight
     name = hash_json(
         {
@@ -153,10 +156,16 @@ def cached_score(suite: Suite, subject: Subject, cache: Path, model_key: str, se
         }
     )
     path = cache / "scores" / f"{name}.json"
-    if path.exists():
-        return from_plain(json.loads(path.read_text(encoding="utf-8")))
+    is_named = not subject.model.is_changed
+    if is_named and path.exists():
+        try:
+            return from_plain(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError):  # damaged; what can be made again is
+            path.unlink()
     score = suite.measure(subject, cache, seed)
     _check_finite(score, suite.label)
+    if not is_named:
+        return score
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, plain(score))
     return score

@@ -159,17 +159,28 @@ def _weights_of(module: Any) -> list[_Weight]:
 
 
 def _weights_in(files: list[Path]) -> list[_Weight]:
-    """Read the headers of safetensors files: 8 bytes of length, JSON, then the tensors' bytes."""
     weights: list[_Weight] = []
     for path in files:
-        with path.open("rb") as file:
-            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        (length,) = struct.unpack("<Q", mapped[:8])
-        header = json.loads(bytes(mapped[8 : 8 + length]))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, stop = (8 + length + offset for offset in entry["data_offsets"])
-                weights.append(_Weight(name, entry["dtype"], entry["shape"], mapped[start:stop]))
+        try:
+            weights += _weights_of_file(path)
+        except (ValueError, KeyError, TypeError, struct.error) as error:
+            raise ModelError(f"{path}: is no whole safetensors file ({error}); copy or download it again") from error
+    return weights
+
+
+def _weights_of_file(path: Path) -> list[_Weight]:
+    """Read the header of a safetensors file: 8 bytes of length, JSON, then the tensors' bytes."""
+    with path.open("rb") as file:
+        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    (length,) = struct.unpack("<Q", mapped[:8])
+    header = json.loads(bytes(mapped[8 : 8 + length]))
+    weights: list[_Weight] = []
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, stop = (8 + length + offset for offset in entry["data_offsets"])
+            if stop > len(mapped):
+                raise ValueError(f"{name} ends behind the file's end")
+            weights.append(_Weight(name, entry["dtype"], entry["shape"], mapped[start:stop]))
     return weights
 
 

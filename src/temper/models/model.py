@@ -25,5 +25,7 @@ class Model:
     """where its weights lie as safetensors, None for one that was made in memory"""
     layout: FamilyLayout | None = None
     """how its family was described, None for a family that Temper knows"""
+    is_changed: bool = False
+    """trained, or changed by a delta, since then: the fingerprint does not name what it is now"""
     notes: tuple[str, ...] = ()
     """what was chosen where the checkpoint says nothing, such as a padding token"""

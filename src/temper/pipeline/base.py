@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_serializer, model_validator
+from transformers import AutoConfig
 
 from temper.core.errors import SettingError
 from temper.core.hashing import hash_json
@@ -95,6 +96,14 @@ class Base(Settings):
         if self._is_found and not self.trust_remote_code:
             return load_tokenizer(find_folder(str(self.path), revision=self.revision))
         return self.open(cache, seed).tokenizer
+
+    def num_positions(self, cache: Path, seed: int = 0) -> int:
+        """Return how many tokens the model can read, from its configuration where that lies there."""
+        if self._is_found and not self.trust_remote_code:
+            config = AutoConfig.from_pretrained(find_folder(str(self.path), revision=self.revision))
+        else:
+            config = self.open(cache, seed).module.config
+        return int(config.get_text_config().max_position_embeddings)
 
     @property
     def _is_found(self) -> bool:

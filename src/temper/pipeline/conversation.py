@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from temper.core.errors import SettingError
-from temper.data.encode import Encoder
+from temper.data.encode import Encoder, RowError
 from temper.data.example import Origin, Row
 from temper.models.generate import generate
 from temper.models.model import Model
@@ -47,19 +47,26 @@ class Conversation:
         self.turn = 0
 
     def answer(self, text: str) -> str:
-        """Take a turn and return the model's."""
+        """Take a turn and return the model's. Where the model's room is full, the oldest turns are forgotten.
+
+        Raises:
+            SettingError: a text that is empty, that does not fit, or that the chat template refuses.
+        """
+        if not text.strip():
+            raise SettingError("prompt", text, "is empty", "write something")
         room = self.model.module.config.get_text_config().max_position_embeddings
         encoder = Encoder.of(self.model, room)
         if self.has_template:
             self.messages.append({"role": "user", "content": text})
-            prompt: object = self.messages
-        else:
-            prompt = text
-        tokens = encoder.prompt(Row("completion", {"prompt": prompt, "completion": ""}, {}, Origin("<chat>", None)))
+        tokens = self._tokens(encoder, text)
+        while len(tokens) + 1 > room and len(self.messages) > len(self.first) + 1:
+            del self.messages[len(self.first) : len(self.first) + 2]
+            tokens = self._tokens(encoder, text)
         left = room - len(tokens)
         if left < 1:
             self.reset()
-            raise SettingError("prompt", text, f"leaves no room in the model's {room} tokens", "write a shorter one")
+            shown = text if len(text) < 60 else text[:60] + "…"
+            raise SettingError("prompt", shown, f"leaves no room in the model's {room} tokens", "write a shorter one")
         (new,) = generate(
             self.model,
             [tokens],
@@ -72,3 +79,13 @@ class Conversation:
         if self.has_template:
             self.messages.append({"role": "assistant", "content": written})
         return written
+
+    def _tokens(self, encoder: Encoder, text: str) -> list[int]:
+        prompt: object = self.messages if self.has_template else text
+        try:
+            return encoder.prompt(Row("completion", {"prompt": prompt, "completion": ""}, {}, Origin("<chat>", None)))
+        except RowError as error:
+            self.reset()
+            raise SettingError(
+                "prompt", text[:60], f"cannot be put to the model: {error}", "write another one"
+            ) from error

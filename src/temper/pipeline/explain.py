@@ -167,7 +167,13 @@ def _problem(error: ErrorDetails, classes: Classes, above: tuple[Step, ...], wri
     elif kind == "value_error":
         yield Problem(path, error["input"], f"does not fit: {context.get('error')}", _fix(field, inside))
     elif kind == "string_pattern_mismatch" and path and path[-1] == "name":
-        yield Problem(path, error["input"], "is no name for a folder", "use letters, digits, `-` and `_`")
+        yield Problem(
+            path,
+            error["input"],
+            "is no name for a folder",
+            "use letters, digits, `-` and `_`"
+            + ("" if len(path) > 1 else "; `name:` in the recipe, or name=... on the command line, says another one"),
+        )
     elif kind in ("too_short", "too_long"):
         limit = context.get("min_length", context.get("max_length"))
         reason = f"holds {context['actual_length']} items where at {'least' if kind == 'too_short' else 'most'} {limit}"

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from temper.core.files import write_json
@@ -96,6 +98,25 @@ class Measuring:
             say=lambda text: say(f"{planned.name}: {text}"),
         )
         self._write(planned.name, folder, {**measured, "key": name})
+
+    def leaks(self, planned: Planned) -> list[str]:
+        """Say which suites score rows that the stage trains on."""
+        learned = [self.shelf.bind(source) for source in planned.step.stage.sources()]
+        said = []
+        for suite, _ in self.suites:
+            scored = pa.array(suite.contents(self.shelf.cache, self.settings.seed), pa.large_string())
+            if not len(scored):
+                continue
+            met: set[str] = set()
+            for source in learned:
+                rows = source.open("train", self.shelf.cache, "skip")
+                met.update(scored.filter(pc.is_in(scored, value_set=rows.table["content"])).to_pylist())
+            if met:
+                said.append(
+                    f"{suite.label} scores {len(met)} rows that this stage trains on: its value says little; give "
+                    "the source a test_share, in both places, or measure on other rows"
+                )
+        return said
 
     def read(self, name: str, folder: Path) -> None:
         """Take up what a stage measured itself."""

@@ -12,7 +12,7 @@ from temper.data.encode import Encoder, RowError
 from temper.data.example import Example
 from temper.data.show import legend, mark_example, show_example
 from temper.data.sources.stage import StageData
-from temper.engine.fit import FitSettings
+from temper.engine.fit import FitSettings, check_formats
 from temper.pipeline.recipe import Recipe
 from temper.pipeline.shelf import CACHE
 
@@ -38,13 +38,14 @@ def preview(
     cache = runs / CACHE
     cache.mkdir(parents=True, exist_ok=True)
     tokenizer = recipe.base.tokenizer(cache, recipe.seed)
+    room = recipe.base.num_positions(cache, recipe.seed)
     in_colour = console.color_system is not None
     if in_colour:
         console.print(legend())
     for name, stage in ((step.name, step.stage) for step in recipe.stages):
         if not isinstance(stage, FitSettings) or only not in (None, name):
             continue
-        encoder = Encoder(tokenizer, stage.max_length, stage.truncate)
+        encoder = Encoder(tokenizer, min(stage.max_length, room), stage.truncate)
         for source in stage.sources():
             console.print(Text(f"\n{name}: {source.label}", style="bold"))
             if isinstance(source, StageData):
@@ -55,6 +56,11 @@ def preview(
                 first = rows.bad[0]
                 said = f"{len(rows.bad)} rows put aside, the first: {first.origin}: {first.reason}"
                 console.print(Text(said, style="yellow"))
+            try:
+                check_formats(rows, stage.objective)
+            except SettingError as error:
+                console.print(Text(str(error), style="bold red"))
+                continue
             for row in rows.take(range(min(num_examples, len(rows)))):
                 try:
                     encoded = stage.objective.encode(row, encoder)

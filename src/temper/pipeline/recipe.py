@@ -42,14 +42,15 @@ class Measure(Settings):
 
     gain: tuple[Suite, ...] = Field((), description="suites that should get better")
     keep: tuple[Suite, ...] = Field(
-        ("drift",),  # type: ignore[arg-type]
-        description="suites that must not get worse; by default drift from the base on text that it samples",
+        ("drift", {"drift": {"metric": "loss"}}),  # type: ignore[arg-type]
+        description="suites that must not get worse; by default, on text that the base samples, how far the model has "
+        "drifted from it and the loss",
     )
     shots: int = Field(4, ge=0, description="worked examples of the few-shot arm of the base; 0 leaves it out")
     examples: int | None = Field(
         200, ge=1, description="examples of each suite at most, where the suite does not say; null for all of them"
     )
-    seed: int = Field(0, ge=0, description="seed of the choice of examples and of the bootstrap")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the choice of examples and of the bootstrap")
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
@@ -126,7 +127,7 @@ class Recipe(Settings):
 
     name: str = Field("recipe", pattern=NAME, description="the recipe's name; by default its file's")
     base: Base = Field(description="the model that the first stage starts from")
-    seed: int = Field(0, ge=0, description="seed of everything random in the run")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random in the run")
     on_bad_rows: OnBadRows = Field(
         "stop", description="a row that cannot be used stops the run, or is skipped: put aside"
     )

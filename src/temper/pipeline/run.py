@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from temper.core.errors import GateError, StageError, TemperError
-from temper.core.files import write_json
+from temper.core.files import remove_abandoned, write_json
 from temper.delta.base import Provenance, read_delta, write_provenance
 from temper.measure.gate import check_gate
 from temper.pipeline.keys import Planned, code_versions, plan
@@ -109,6 +109,7 @@ class Running:
         self.outputs: dict[str, str] = {}
         """content of what each finished stage left; the base's key"""
         _remove_leftovers(folder)
+        remove_abandoned(cache)
         say(f"{BASE}: {recipe.base.label}")
         base_key = recipe.base.key(cache, recipe.seed)
         self.outputs[BASE] = base_key
@@ -166,6 +167,9 @@ class Running:
         if is_forced or record.get("inputs", inputs) != inputs:
             _remove(folder)
             record = {}
+        if record.get("status") == "done" and not planned.step.stage.stands(folder, record.get("details", {})):
+            self.say(f"{planned.name}: what it left is no longer there, so it is done again")
+            record = {}
         if record.get("status") == "done":
             names = {"name": planned.name, "models": list(planned.models)}
             if any(record[key] != value for key, value in names.items()):
@@ -208,6 +212,7 @@ class Running:
             planned.name, folder, self.shelf.cache, self.shelf, self.recipe.seed, self.recipe.on_bad_rows, self.say
         )
         outcome = stage.run(context, planned.before)
+        outcome.warnings += self.measuring.leaks(planned)
         self._sign(planned, folder)
         record |= {
             "status": "done",

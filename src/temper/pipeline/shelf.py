@@ -48,6 +48,7 @@ class Shelf:
             delta.apply(model, keep=False)
         if line.deltas:
             model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
+            model.is_changed = False
         return model
 
     def artifact(self, stage: str) -> Path | None:

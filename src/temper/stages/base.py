@@ -6,7 +6,7 @@ pipeline names that folder by a hash, measures the model that comes out, and nev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -73,6 +73,15 @@ class Stage(Method, axis="stage", packages=("temper.stages",)):
     def sources(self) -> Sequence[Source]:
         """Return the data that this stage reads."""
         return ()
+
+    def stands(self, folder: Path, details: Mapping[str, Any]) -> bool:
+        """Tell whether what the finished stage left is still there.
+
+        Args:
+            folder: the stage's own.
+            details: what it reported.
+        """
+        return self.produces != "model" or (folder / "delta").is_dir() or (folder / "model").is_dir()
 
     def run(self, context: Context, previous: str) -> Outcome:
         """Do the work; called again after a kill, with what the first call left in `context.folder`."""

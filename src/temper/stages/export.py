@@ -6,7 +6,7 @@ An adapter is relative to the recipe's base: the low-rank changes of all the sta
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -16,10 +16,11 @@ from transformers import AutoTokenizer
 
 from temper.core.errors import ModelError, SettingError
 from temper.core.files import whole_folder, write_json
+from temper.core.hashing import hash_files
 from temper.delta.base import Delta
 from temper.delta.dense import add
 from temper.delta.lineage import trace
-from temper.delta.low_rank import LowRankDelta
+from temper.delta.low_rank import WEIGHTS_FILE, LowRankDelta
 from temper.models.load import save_model
 from temper.models.model import Model
 from temper.stages.base import Context, Outcome, Stage
@@ -58,6 +59,9 @@ class ExportStage(Stage, name="export"):
     def models(self, previous: str) -> Sequence[str]:
         return (self.from_stage or previous,)
 
+    def stands(self, folder: Path, details: Mapping[str, Any]) -> bool:
+        return _content(Path(details["to"])) == str(details["content"])
+
     def run(self, context: Context, previous: str) -> Outcome:
         start = time.monotonic()
         to = self.to or context.folder / "export"
@@ -92,20 +96,28 @@ def export(
             delta = delta.to(getattr(torch, dtype))
         with whole_folder(to) as folder:
             delta.save(folder)
-        return {"form": form, "to": str(to), "parameters": delta.num_values, "warnings": []}
+        return {"form": form, "to": str(to), "content": _content(to), "parameters": delta.num_values, "warnings": []}
     model = stages.load(stage)
+    fingerprint = model.fingerprint
     if dtype is not None:
         _cast(model, getattr(torch, dtype))
     with whole_folder(to) as folder:
         save_model(model, folder)
-        write_json(folder / MARK, {"export": stage, "form": form, "fingerprint": model.fingerprint})
+        write_json(folder / MARK, {"export": stage, "form": form, "dtype": dtype, "fingerprint": fingerprint})
         warnings = _tokenizer_warnings(model, folder)
     return {
         "form": form,
         "to": str(to),
+        "content": _content(to),
         "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
         "warnings": warnings,
     }
+
+
+def _content(folder: Path) -> str:
+    """Name what an export holds by its mark and an adapter's weights; whole weights are named in the mark."""
+    files = [folder / name for name in (MARK, WEIGHTS_FILE) if (folder / name).is_file()]
+    return hash_files(files) if files else ""
 
 
 def stack_adapters(stages: Stages, stage: str) -> LowRankDelta:

@@ -25,7 +25,7 @@ class Train(Stage, FitSettings, name="train"):
     from_stage: str | None = Field(
         None, alias="from", description="stage whose model is trained, or base; the nearest model before, if not given"
     )
-    seed: int | None = Field(None, description="of this stage; the recipe's where not given")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="of this stage; the recipe's where not given")
 
     def models(self, previous: str) -> Sequence[str]:
         return (self.from_stage or previous,)

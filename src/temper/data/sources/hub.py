@@ -37,6 +37,9 @@ class HubSource(Reading, Source, name="hub"):
 
     def open(self, split: Split, cache: Path, on_bad_rows: OnBadRows = "stop") -> Rows:
         name = self.test if split == "test" and self.test else self.train
+        if split == "test" and not self.test and not self.test_share and "test" in self._splits():
+            fix = "write test: test to measure on it, or test: train to measure on what is trained on"
+            raise DataError(self.label, None, "has a split 'test', and the source does not say whether to use it", fix)
         reading: Reading = self
         if self.test:
             # Two splits that the data set itself divided: nothing of either is held back.
@@ -48,25 +51,33 @@ class HubSource(Reading, Source, name="hub"):
     def fingerprint(self) -> str:
         return hash_json([_fingerprint(self._load(name)) for name in (self.train, self.test) if name])
 
+    def _splits(self) -> list[str]:
+        loaded = self._loaded()
+        return [str(name) for name in loaded] if isinstance(loaded, dict) else []
+
     def _load(self, split: str) -> Any:
+        loaded = self._loaded()
+        if not isinstance(loaded, dict):
+            return loaded
+        if split not in loaded:
+            raise DataError(self.label, None, f"has no split {split!r}", nearest(split, map(str, loaded)))
+        return loaded[split]
+
+    def _loaded(self) -> Any:
+        """Return the data set, or its splits by name."""
         try:
             import datasets
         except ImportError as error:
             raise MissingExtra("datasets", "hub", f"the source hub ({self.path})") from error
         folder = Path(self.path).expanduser()
         if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-            loaded = datasets.load_from_disk(str(folder))
+            return datasets.load_from_disk(str(folder))
         else:
             try:
-                loaded = datasets.load_dataset(self.path, self.config, revision=self.revision)
+                return datasets.load_dataset(self.path, self.config, revision=self.revision)
             except (OSError, ValueError) as error:
                 fix = "check the id, the configuration and the connection, or give the path of a folder"
                 raise DataError(self.label, None, f"cannot be loaded ({error})", fix) from error
-        if not isinstance(loaded, datasets.DatasetDict):
-            return loaded
-        if split not in loaded:
-            raise DataError(self.label, None, f"has no split {split!r}", nearest(split, map(str, loaded)))
-        return loaded[split]
 
 
 def _batches(data: Any) -> Iterator[Any]:
