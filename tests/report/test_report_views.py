@@ -173,6 +173,19 @@ def printed(folder: Path, width: int) -> str:
     return captured.get()
 
 
+@pytest.mark.parametrize("name", ["release", "adapt_to_customer_support"])
+def test_no_width_cuts_a_number(tmp_path: Path, name: str) -> None:
+    folder = write_run(tmp_path)
+    for path in [folder / "run.json", *folder.glob("*/stage.json")]:
+        path.write_text(path.read_text().replace('"adapt"', f'"{name}"'))
+    rows = gain_table(read_run(folder)).rows
+    cells = [cell for row in rows for cell in row.cells.values() if cell.suite is not None and cell.base is not None]
+    shown = [f"{fmt.number(cell.base.difference, cell.suite.unit, signed=True)}{cell.base.verdict}" for cell in cells]
+    for width in range(30, 140):
+        text = "".join(printed(folder, width).split())
+        assert [part for part in shown if part.replace(" ", "") not in text] == [], width
+
+
 def test_terminal_table_and_list_show_the_same_numbers(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     run = read_run(folder)

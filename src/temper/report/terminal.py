@@ -36,7 +36,7 @@ def print_table(run: Path | RunRecord, console: Console | None = None) -> None:
         console.print(Text("nothing is measured yet", style="dim"))
         return
     names = max(len(row.name) for row in table.rows)
-    across = (console.width - min(names, MAX_STAGE) - 2) // (MIN_SUITE + 2)
+    across = (console.width - min(names, MAX_STAGE) - 2) // (MIN_SUITE + 3)  # padding on both sides and a divider
     if across >= min(2, len(table.suites)):
         num_parts = -(-len(table.suites) // across)
         bounds = [part * len(table.suites) // num_parts for part in range(num_parts + 1)]
