@@ -193,6 +193,62 @@ def test_bf16_trains_with_fp32_master_weights(tmp_path: Path) -> None:
     assert {p.dtype for _, p in loop.trained} == {torch.float32} and losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize("file", ["trained.safetensors", "state.pt", "checksums.json"])
+@pytest.mark.parametrize("damage", ["torn", "flipped", "gone"])
+def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path, file: str, damage: str) -> None:
+    def loop(folder: str, num_steps: int) -> Loop:
+        return make_loop(tmp_path / folder, num_steps=num_steps, checkpoint_steps=2)
+
+    expected = trained(loop("whole", 8))
+
+    def stop(metrics: dict[str, float]) -> None:
+        if metrics["step"] == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_loop(tmp_path / "cut", num_steps=8, checkpoint_steps=2, on_step=stop).run()
+    newest = tmp_path / "cut" / "checkpoints" / "step-000000006" / file
+    data = bytearray(newest.read_bytes())
+    if damage == "gone":
+        newest.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        newest.write_bytes(data if damage == "flipped" else data[: len(data) // 2])
+    continued = loop("cut", 8)
+    found = trained(continued)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    (warning,) = continued.checkpoints.warnings
+    assert "step-000000006" in warning and "went on from before it" in warning
+
+
+def test_where_every_checkpoint_is_damaged_training_begins_anew(tmp_path: Path) -> None:
+    expected = trained(make_loop(tmp_path / "whole", num_steps=4))
+    make_loop(tmp_path / "cut", num_steps=4, checkpoint_steps=2).run()
+    for file in (tmp_path / "cut" / "checkpoints").glob("step-*/state.pt"):
+        file.write_bytes(b"")
+    continued = make_loop(tmp_path / "cut", num_steps=4, checkpoint_steps=2)
+    found = trained(continued)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert len(continued.checkpoints.warnings) == 2
+    assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_names_the_setting(tmp_path: Path, error: Exception) -> None:
+    loop = make_loop(tmp_path, micro_tokens=77)
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    loop.target.loss = fail  # type: ignore[assignment, method-assign]
+    with pytest.raises(
+        TrainingError, match=r"step 0: out of memory in a pass over \d+ tokens; .*micro_tokens \(?(now|is) 77"
+    ):
+        loop.run()
+
+
 def test_a_checkpoint_of_another_machine_is_not_continued_in_silence(tmp_path: Path) -> None:
     make_loop(tmp_path, num_steps=4, checkpoint_steps=2).run()
     with pytest.raises(TrainingError, match=r"precision.*end in other bits.*--force"):

@@ -1,11 +1,13 @@
 """Checkpoints: all that a run needs to end in the same bits as if it had never stopped.
 
-A checkpoint is a folder that is whole or absent. It holds the numbers that train (`trained.safetensors`) and the rest
-(`state.pt`): optimizer, generators of random numbers, place in the data, and what methods keep.
+A checkpoint is a folder that is whole or absent. It holds the numbers that train (`trained.safetensors`), the rest
+(`state.pt`: optimizer, generators of random numbers, place in the data, and what methods keep), and a checksum of each
+(`checksums.json`). One whose bytes have changed since is passed over for the one before, and that is said.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -16,10 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from temper.core.files import whole_folder
+from temper.core.files import whole_folder, write_json
+from temper.core.hashing import hash_file
 
 _NAME = re.compile(r"step-(\d{9})")
 KEPT = 2
+CHECKSUMS = "checksums.json"
 
 
 def save_trained(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:
@@ -42,12 +46,15 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.best = folder / "best"
+        self.warnings: list[str] = []
+        """what was passed over"""
 
     def save(self, step: int, parameters: Iterable[tuple[str, nn.Parameter]], state: dict[str, Any]) -> None:
         """Write the checkpoint of a step and remove the oldest."""
         with whole_folder(self.folder / f"step-{step:09d}") as partial:
             save_trained(parameters, partial / "trained.safetensors")
             torch.save({**state, "rng": _rng_state()}, partial / "state.pt")
+            write_json(partial / CHECKSUMS, {file.name: hash_file(file) for file in sorted(partial.iterdir())})
         for old in self.saved()[:-KEPT]:
             shutil.rmtree(old)
 
@@ -69,14 +76,19 @@ class Checkpoints:
         return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
 
     def load(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Any] | None:
-        """Bring back the newest checkpoint and return its state; None where there is none."""
-        saved = self.saved()
-        if not saved:
-            return None
-        load_trained(parameters, saved[-1] / "trained.safetensors")
-        state: dict[str, Any] = torch.load(saved[-1] / "state.pt", weights_only=True)
-        _load_rng_state(state.pop("rng"))
-        return state
+        """Bring back the newest checkpoint that is undamaged and return its state; None where there is none."""
+        for folder in reversed(self.saved()):
+            damaged = _damaged(folder)
+            if damaged:
+                self.warnings.append(
+                    f"{folder}: {damaged} is damaged (its checksum differs), so training went on from before it"
+                )
+                continue
+            load_trained(parameters, folder / "trained.safetensors")
+            state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
+            _load_rng_state(state.pop("rng"))
+            return state
+        return None
 
     def remove(self) -> None:
         """Remove every checkpoint: the stage is done."""
@@ -86,6 +98,18 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             self.folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _damaged(folder: Path) -> str | None:
+    """Return the name of a file that is not what was written, None where all are."""
+    try:
+        checksums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        for name, checksum in checksums.items():
+            if hash_file(folder / name) != checksum:
+                return name
+    except (OSError, ValueError):
+        return CHECKSUMS
+    return None
 
 
 def _rng_state() -> dict[str, Any]:

@@ -274,7 +274,7 @@ def fit(
     }
     cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
     cost["peak_memory_bytes"] = peak_memory_bytes(device)
-    return Fitted(tuning, cost, details, [*model.notes, *_warnings(details)])
+    return Fitted(tuning, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
 
 
 def _tell(metrics: Metrics, on_step: Callable[[Metrics], None] | None, trackings: list[Tracking]) -> None:

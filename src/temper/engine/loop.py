@@ -30,7 +30,7 @@ from temper.data.stream import Step, Steps, ahead
 from temper.engine.checkpoint import Checkpoints
 from temper.engine.cost import FlopCounter
 from temper.engine.precision import computing_in
-from temper.engine.watch import LossWatch
+from temper.engine.watch import LossWatch, naming_memory
 from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
 from temper.retain.base import Retention
@@ -140,9 +140,10 @@ class Loop:
             )
         total, sums, worst = 0.0, dict[str, float](), list[tuple[float, Origin]]()
         for batch in batches:
-            with computing_in(self.dtype, self.device):
-                loss = self.target.loss(batch, moment)
-            (loss.total / units).backward()
+            with naming_memory(number, batch.num_tokens, self.micro_tokens):
+                with computing_in(self.dtype, self.device):
+                    loss = self.target.loss(batch, moment)
+                (loss.total / units).backward()
             total += float(loss.total.detach())
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from temper.core.errors import TrainingError
 from temper.data.example import Origin
@@ -13,6 +16,32 @@ from temper.data.example import Origin
 MEMORY_STEPS = 50
 FIRST_STEPS = 20
 LEAST_JUMP_NATS = 1.0
+
+
+@contextmanager
+def naming_memory(step: int, tokens: int, micro_tokens: int) -> Iterator[None]:
+    """Say which setting to change where memory runs out.
+
+    Args:
+        tokens: of the forward pass that runs inside.
+        micro_tokens: the setting that bounds it.
+
+    Raises:
+        TrainingError: memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        fix = f"lower micro_tokens (now {micro_tokens})"
+        if tokens > micro_tokens:
+            fix = (
+                f"one row alone is that long: lower max_length, or set truncate: true (micro_tokens is {micro_tokens})"
+            )
+        raise TrainingError(
+            f"step {step}: out of memory in a pass over {tokens} tokens; {fix}, or train fewer numbers (tune: lora)"
+        ) from error
 
 
 class LossWatch:
