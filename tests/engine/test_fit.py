@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,17 +126,25 @@ def wandb_records(file: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def test_weights_and_biases_gets_every_step(tmp_path: Path) -> None:
+def wandb_losses(file: bytes) -> list[float]:
     from wandb.proto.wandb_internal_pb2 import Record
 
-    fit(tiny("llama"), rows(), settings(steps=3, track=[{"wandb": {"mode": "offline"}}]), folder=tmp_path)
-    (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     losses = []
-    for data in wandb_records(written.read_bytes()):
+    for data in wandb_records(file):
         record = Record()
         record.ParseFromString(data)
         items = {".".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
         losses += [float(items["loss"])] if "loss" in items else []
+    return losses
+
+
+def test_weights_and_biases_gets_every_step(tmp_path: Path) -> None:
+    fit(tiny("llama"), rows(), settings(steps=3, track=[{"wandb": {"mode": "offline"}}]), folder=tmp_path)
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    # The package's own process writes the file, on a busy machine some time after `finish` has returned.
+    deadline = time.monotonic() + 60
+    while len(losses := wandb_losses(written.read_bytes())) < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
     logged = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert losses == pytest.approx(logged) and len(losses) == 3
 
