@@ -5,7 +5,8 @@
 
 Needs `pip install trl` beside Temper. Every contender runs in a process of its own, one after another, in turns; the
 table gives the median of each, and its ratio to Temper's with the range over the turns. All processes get the same
-settings of the C library's allocator, without which every one of them loses a third of its speed to page faults.
+settings of the C library's allocator, which spare them page faults. "trl" is SFTTrainer with its own defaults (padded,
+activations computed again), "trl packed" the fastest it has on a CPU, "loop" what one would write by hand.
 """
 
 from __future__ import annotations
@@ -108,11 +109,12 @@ def prepare(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def measure(name: str, case: dict[str, Any], folder: Path) -> dict[str, float] | None:
+def measure(name: str, case: dict[str, Any], folder: Path, allocator: str) -> dict[str, float] | None:
     """Run a contender in a process of its own; None where it failed, with its last words on standard error."""
     file = folder / "case.json"
     file.write_text(json.dumps(case))
-    environment = {**os.environ, **ALLOCATOR, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    tuned = ALLOCATOR if allocator == "tuned" else {}
+    environment = {**os.environ, **tuned, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(HERE / "contenders.py"), name, str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--allocator", default="tuned", choices=["tuned", "plain"], help="the C library's")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     every: dict[str, Any] = {}
@@ -172,7 +175,7 @@ def main() -> None:
             results: dict[str, list[dict[str, float]]] = {one: [] for one in chosen.contenders.split(",")}
             for _ in range(chosen.repeats):
                 for contender, found in results.items():
-                    result = measure(contender, case, folder)
+                    result = measure(contender, case, folder, chosen.allocator)
                     if result is not None:
                         found.append(result)
             every[name] = results

@@ -49,7 +49,9 @@ class Adapter:
 
     def add_to(self, out: Tensor, x_TI: Tensor, dropout: float, is_training: bool) -> Tensor:
         """Return the module's output with this part's update added."""
-        x_TI = F.dropout(x_TI.to(self.a_RI.dtype), dropout, is_training)
+        if not torch.is_autocast_enabled(x_TI.device.type):  # which would cast it back
+            x_TI = x_TI.to(self.a_RI.dtype)
+        x_TI = F.dropout(x_TI, dropout, is_training)
         update_TO = F.linear(F.linear(x_TI, self.a_RI), self.b_OR * self.scaling).to(out.dtype)
         return out + update_TO if self.rows_O is None else out.index_add(-1, self.rows_O, update_TO)
 
