@@ -24,6 +24,7 @@ def test_values_and_gradients(
     num: int, vocabulary: int, chunk: int, dtype: torch.dtype, is_kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "KEPT_VALUES", 10**9 if is_kept else 0)
+    monkeypatch.setattr(head, "SOFTMAX_VALUES", 3 * vocabulary)
     torch.manual_seed(num)
     hidden, weight = torch.randn(num, 24), torch.randn(vocabulary, 24)
     targets, upstream = torch.randint(vocabulary, (num,)), torch.randn(num)

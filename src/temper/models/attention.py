@@ -201,7 +201,8 @@ def _attend(
     softcap: float | None,
 ) -> Tensor:
     """Attend within rows: query (G, H, L, E), key and value (G, K, L, E) to (G, H, L, E)."""
-    if softcap is None and not dropout and query.device.type == "cpu" and _computed_in(query) == torch.bfloat16:
+    is_short = length <= cpu_attention.BEST_UP_TO and softcap is None and not dropout
+    if is_short and query.device.type == "cpu" and _computed_in(query) == torch.bfloat16:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return cpu_attention.attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), scale, window)
     mask = None

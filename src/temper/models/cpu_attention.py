@@ -1,8 +1,9 @@
-"""Causal attention in bf16 on a CPU, from matrix products.
+"""Causal attention of short documents in bf16 on a CPU, from matrix products.
 
-PyTorch's fused attention loses time on a CPU in bf16: most of all on short documents, two to six times, and even at
-4,096 tokens a fifth. Here a block of queries meets the keys up to its own end, so that the half of the scores that
-causality hides is never computed beyond a block's corner; softmax is computed in float32 and kept in bf16.
+PyTorch's fused attention loses time there, the more the shorter: three times at 32 tokens, a quarter at 512; from
+1,024 on it is the faster one (`benchmarks/pieces.py`). Here a block of queries meets the keys up to its own end, so
+that the half of the scores that causality hides is never computed beyond a block's corner; softmax is computed in
+float32 and kept in bf16.
 Probabilities of up to `KEPT_UP_TO` tokens are kept for the backward pass, longer ones are computed again, a block at a
 time, so memory grows with the length and not with its square.
 
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BEST_UP_TO = 512
+"""tokens of the documents for which this is the faster way"""
 BLOCK = 256
 """queries of a block"""
 KEPT_UP_TO = 256

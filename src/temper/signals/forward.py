@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from temper.data.pack import Batch
 from temper.models.attention import PackedLayout, packed_inputs
 from temper.models.model import Model
-from temper.signals.head import Logprobs
+from temper.signals.head import CHUNK_VALUES, Logprobs
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
 """Takes float32 logits (C, V) and targets (C,), returns (C, ...)."""
@@ -44,7 +44,7 @@ def project(
     hidden_ND: Tensor,
     targets_N: Tensor,
     reduce: Reduction = logprob,
-    max_chunk_values: int = MAX_CHUNK_VALUES,
+    max_chunk_values: int | None = None,
 ) -> Tensor:
     """Project hidden states to the vocabulary and reduce, a chunk of tokens at a time.
 
@@ -52,7 +52,7 @@ def project(
         hidden_ND: what predicts each target.
         targets_N: int64.
         reduce: what to keep of a chunk's logits.
-        max_chunk_values: logits held at once.
+        max_chunk_values: logits held at once; by default some ten million.
 
     Returns:
         (N, ...), differentiable; (0,) where nothing is supervised.
@@ -60,12 +60,13 @@ def project(
     head = model.module.get_submodule(model.anatomy.head)
     if len(targets_N) == 0:
         return hidden_ND.sum(1) * 0.0
-    per_chunk = max(1, max_chunk_values // head.weight.shape[0])
     if reduce is logprob and _is_plain(model, head):
         kind = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
         scale = model.anatomy.logit_scale
+        per_chunk = max(1, (max_chunk_values or CHUNK_VALUES) // head.weight.shape[0])
         return Logprobs.apply(hidden_ND, head.weight, targets_N, scale, per_chunk, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    per_chunk = max(1, (max_chunk_values or MAX_CHUNK_VALUES) // head.weight.shape[0])
     parts = []
     for hidden_CD, targets_C in zip(hidden_ND.split(per_chunk), targets_N.split(per_chunk), strict=True):
         if torch.is_grad_enabled():

@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CHUNK_VALUES = 2**25
+"""logits of a chunk, 64 MiB in bf16: each chunk reads and writes the whole gradient of the weight, so few are made"""
+SOFTMAX_VALUES = 2**20
+"""logits that are brought to float32 at once: 4 MiB, which stay in the cache"""
 KEPT_VALUES = 2**24
 """logits that are kept for the backward pass where there are no more: 32 MiB in bf16"""
 
@@ -30,12 +34,15 @@ class Logprobs(torch.autograd.Function):
         is_kept = len(targets_N) * len(weight_VD) <= KEPT_VALUES and any(ctx.needs_input_grad)
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
         kept: list[Tensor] = []
+        rows = max(1, SOFTMAX_VALUES // len(weight_VD))
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
             logits_CV = scaled_ND[part] @ cast_VD.t()
-            # On a CPU this is four times as fast as logsumexp.
-            logprobs_CV = torch.log_softmax(logits_CV.float(), 1)
-            logprobs_N[part] = logprobs_CV.gather(1, targets_N[part, None])[:, 0]
+            for few in range(start, min(start + chunk, len(targets_N)), rows):
+                # On a CPU this is four times as fast as logsumexp.
+                logprobs_CV = torch.log_softmax(logits_CV[few - start : few - start + rows].float(), 1)
+                targets_C = targets_N[few : min(few + rows, start + chunk)]
+                logprobs_N[few : few + len(targets_C)] = logprobs_CV.gather(1, targets_C[:, None])[:, 0]
             if is_kept:
                 kept.append(logits_CV)
         ctx.save_for_backward(scaled_ND, weight_VD, targets_N, *kept)
