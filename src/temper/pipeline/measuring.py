@@ -45,6 +45,7 @@ class Measuring:
 
     def __init__(self, recipe: Recipe, shelf: Shelf, base_folder: Path) -> None:
         self.settings, self.shelf, self.base_folder = recipe.measure, shelf, base_folder
+        self.on_bad_rows = recipe.on_bad_rows
         gain: list[tuple[Suite, Role]] = [(suite, "gain") for suite in recipe.measure.gain]
         self.suites = [*gain, *((suite, "keep") for suite in recipe.measure.keep)]
         self.name = hash_json(
@@ -109,8 +110,9 @@ class Measuring:
                 continue
             met: set[str] = set()
             for source in learned:
-                rows = source.open("train", self.shelf.cache, "skip")
-                met.update(scored.filter(pc.is_in(scored, value_set=rows.table["content"])).to_pylist())
+                # The few are looked up among the many, which may be millions and stay on disk.
+                learned_contents = source.open("train", self.shelf.cache, self.on_bad_rows).table["content"]
+                met.update(learned_contents.filter(pc.is_in(learned_contents, value_set=scored)).to_pylist())
             if met:
                 said.append(
                     f"{suite.label} scores {len(met)} rows that this stage trains on: its value says little; give "

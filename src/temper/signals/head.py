@@ -18,7 +18,7 @@ from torch import Tensor
 CHUNK_VALUES = 2**25
 """logits of a chunk, 64 MiB in bf16: each chunk reads and writes the whole gradient of the weight, so few are made"""
 SOFTMAX_VALUES = 2**20
-"""logits that are brought to float32 at once: 4 MiB, which stay in the cache"""
+"""logits that a CPU brings to float32 at once: 4 MiB, which stay in its cache"""
 KEPT_VALUES = 2**24
 """logits that are kept for the backward pass where there are no more: 32 MiB in bf16"""
 
@@ -34,7 +34,7 @@ class Logprobs(torch.autograd.Function):
         is_kept = len(targets_N) * len(weight_VD) <= KEPT_VALUES and any(ctx.needs_input_grad)
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
         kept: list[Tensor] = []
-        rows = max(1, SOFTMAX_VALUES // len(weight_VD))
+        rows = max(1, SOFTMAX_VALUES // len(weight_VD)) if hidden_ND.device.type == "cpu" else chunk
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
             logits_CV = scaled_ND[part] @ cast_VD.t()
