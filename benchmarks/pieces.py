@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from temper.models.cpu_attention import attend
-from temper.signals.head import CHUNK_VALUES, Logprobs
+from temper.signals.head import CHUNK_VALUES, SummedLogprobs
 
 HEADS, WIDTH = 4, 64
 
@@ -42,10 +42,12 @@ def compare(name: str, theirs: Callable[[], None], ours: Callable[[], None], rep
 def attention(documents: int, length: int, repeats: int) -> None:
     made = [torch.randn(documents, HEADS, length, WIDTH).bfloat16().requires_grad_() for _ in range(3)]
     upstream = torch.randn(documents, HEADS, length, WIDTH).bfloat16()
+    flat = [one.detach().transpose(1, 2).flatten(0, 1).requires_grad_() for one in made]
+    flat_upstream = upstream.transpose(1, 2).flatten(0, 1)
     compare(
         f"attention, {documents} x {length:,} tokens",
         lambda: F.scaled_dot_product_attention(*made, is_causal=True).backward(upstream),
-        lambda: attend(*made, scale=WIDTH**-0.5).backward(upstream),
+        lambda: attend(*flat, [(documents, length)], scale=WIDTH**-0.5).backward(flat_upstream),
         repeats,
     )
 
@@ -53,7 +55,7 @@ def attention(documents: int, length: int, repeats: int) -> None:
 def head(tokens: int, vocabulary: int, width: int, repeats: int) -> None:
     hidden = torch.randn(tokens, width, requires_grad=True)
     weight = torch.randn(vocabulary, width).mul_(0.02).requires_grad_()
-    targets = torch.randint(vocabulary, (tokens,))
+    targets, ones = torch.randint(vocabulary, (tokens,)), torch.ones(tokens)
 
     def theirs() -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -62,8 +64,8 @@ def head(tokens: int, vocabulary: int, width: int, repeats: int) -> None:
 
     def ours() -> None:
         chunk = max(1, CHUNK_VALUES // vocabulary)
-        logprobs: Tensor = Logprobs.apply(hidden, weight, targets, 1.0, chunk, torch.bfloat16)
-        logprobs.sum().backward()
+        total: Tensor = SummedLogprobs.apply(hidden, weight, targets, ones, 1.0, chunk, torch.bfloat16)[0]
+        total.backward()
 
     compare(f"head, {tokens:,} x {vocabulary:,} of {width}", theirs, ours, repeats)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from temper.signals import head
-from temper.signals.head import Logprobs
+from temper.signals.head import Logprobs, SummedLogprobs
 
 
 def naive(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float) -> Tensor:
@@ -43,6 +43,38 @@ def test_values_and_gradients(
     for one, other in zip(found, expected, strict=True):
         # bf16 rounds each term to 1 in 256; the largest result bounds the terms.
         assert float((one - other).abs().max()) <= tolerance * max(1.0, float(other.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num", "vocabulary", "chunk"), [(1, 7, 1), (33, 97, 8), (33, 101, 33), (40, 2, 7)])
+def test_the_sum_and_its_gradients(
+    num: int, vocabulary: int, chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "SOFTMAX_VALUES", 3 * vocabulary)
+    torch.manual_seed(num)
+    hidden, weight = (torch.randn(size, 24).to(dtype).float() for size in (num, vocabulary))
+    targets, counts = torch.randint(vocabulary, (num,)), torch.randn(num)
+    counts[::3] = 0
+    leaves, exact = ([one.clone().requires_grad_() for one in (hidden, weight)] for _ in range(2))
+    total, logprobs_N = SummedLogprobs.apply(*leaves, targets, counts, 0.5, chunk, dtype)
+    expected_N = naive(*exact, targets, 0.5)
+    expected = (expected_N * counts).sum()
+    assert total.dtype == logprobs_N.dtype == torch.float32 and not logprobs_N.requires_grad
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-6
+    assert float((logprobs_N - expected_N).abs().max()) <= tolerance * float(expected_N.abs().max())
+    assert float((total - expected).abs()) <= tolerance * float((expected_N * counts).abs().sum())
+    wanted = torch.autograd.grad(expected / 7, exact)
+    for one, other in zip(torch.autograd.grad(total / 7, leaves), wanted, strict=True):
+        # bf16 rounds each term to 1 in 256; the largest result bounds the terms.
+        assert float((one - other).abs().max()) <= tolerance * max(1.0, float(other.abs().max()))
+
+
+def test_a_second_pass_backward_through_the_sum_is_an_error() -> None:
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    total, _ = SummedLogprobs.apply(hidden, weight, torch.arange(5), torch.ones(5), 1.0, 2, torch.float32)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
 
 
 def test_a_frozen_weight_gets_no_gradient_and_a_model_without_gradients_keeps_nothing() -> None:

@@ -15,6 +15,7 @@ group, H query heads, K key and value heads, E width of a head.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -173,17 +174,23 @@ def packed_attention(
         out = _capped_attention(query, key, value, attention_mask, dropout, scaling, softcap)
         return out.transpose(1, 2).contiguous(), None
 
-    flat = [heads.transpose(1, 2)[0] for heads in (query, key, value)]
+    dtype = _computed_in(query)
+    flat = [heads.transpose(1, 2)[0].to(dtype) for heads in (query, key, value)]
     if packed.slots_S is not None:
         flat = [_ToSlots.apply(x, packed) for x in flat]  # type: ignore[no-untyped-call]
-    parts = []
-    for group in packed.groups:
-        stop = group.start + group.num_documents * group.length
-        shape = (group.num_documents, group.length)
-        query_GL, key_GL, value_GL = (x[group.start : stop].unflatten(0, shape).transpose(1, 2) for x in flat)
-        out = _attend(query_GL, key_GL, value_GL, packed, group.length, dropout, scaling, sliding_window, softcap)
-        parts.append(out.transpose(1, 2).flatten(0, 1))
-    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+    query_SHE, key_SKE, value_SKE = flat
+    shapes = [(group.num_documents, group.length) for group in packed.groups]
+    if query.device.type == "cpu" and dtype == torch.bfloat16 and softcap is None and not dropout:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        joined = cpu_attention.attend(query_SHE, key_SKE, value_SKE, shapes, scale, sliding_window)
+    else:
+        parts = []
+        sizes = [math.prod(shape) for shape in shapes]
+        for shape, *rows in zip(shapes, *(x.split(sizes) for x in flat), strict=True):
+            query_GL, key_GL, value_GL = (x.unflatten(0, shape).transpose(1, 2) for x in rows)
+            out = _attend(query_GL, key_GL, value_GL, packed, dropout, scaling, sliding_window, softcap)
+            parts.append(out.transpose(1, 2).flatten(0, 1))
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
     if packed.slots_S is not None:
         joined = _ToTokens.apply(joined, packed)  # type: ignore[no-untyped-call]
     return joined[None].contiguous(), None
@@ -194,18 +201,13 @@ def _attend(
     key: Tensor,
     value: Tensor,
     layout: PackedLayout,
-    length: int,
     dropout: float,
     scaling: float | None,
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
     """Attend within rows: query (G, H, L, E), key and value (G, K, L, E) to (G, H, L, E)."""
-    is_short = length <= cpu_attention.BEST_UP_TO and softcap is None and not dropout
-    if is_short and query.device.type == "cpu" and _computed_in(query) == torch.bfloat16:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return cpu_attention.attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), scale, window)
-    mask = None
+    mask, length = None, query.shape[2]
     if softcap is not None or (window is not None and window < length):
         shape = (length, min(window or length, length))
         if shape not in layout.masks:

@@ -38,6 +38,7 @@ from temper.models.attention import NAME as ATTENTION
 from temper.models.families import FamilyLayout
 from temper.models.fingerprint import fingerprint_folder, fingerprint_module, read_config, weight_files
 from temper.models.model import Model
+from temper.models.norms import cast_once, replace_norms
 from temper.models.tokenizer import load_tokenizer
 
 __all__ = [
@@ -159,6 +160,8 @@ def as_model(
             f"{module.config.get_text_config().vocab_size}; a row that needs another is a bad row"
         )
     module.set_attn_implementation(ATTENTION)
+    replace_norms(module, anatomy)
+    cast_once(module, anatomy)
     module.eval()
     return Model(
         module=module,

@@ -10,7 +10,7 @@ from temper.data.example import Format, Row, Sequence
 from temper.data.pack import Batch
 from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
-from temper.signals.forward import document_sums, token_logprobs
+from temper.signals.forward import document_sums, summed_logprobs
 
 
 class TokenLoss(Target):
@@ -20,10 +20,10 @@ class TokenLoss(Target):
         self.model = model
 
     def loss(self, batch: Batch, moment: Moment) -> Loss:
-        loss_N = -token_logprobs(self.model, batch) * batch.weights_N
-        sums_B = document_sums(loss_N.detach(), batch)
+        total, logprobs_N = summed_logprobs(self.model, batch, -batch.weights_N)
+        sums_B = document_sums(-logprobs_N * batch.weights_N, batch)
         weights_B = document_sums(batch.weights_N, batch)
-        return Loss(loss_N.sum(), sums_B / weights_B.clamp(min=1e-9))
+        return Loss(total, sums_B / weights_B.clamp(min=1e-9))
 
 
 class SupervisedFineTuning(Objective, name="sft"):

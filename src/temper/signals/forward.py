@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from temper.data.pack import Batch
 from temper.models.attention import PackedLayout, packed_inputs
 from temper.models.model import Model
-from temper.signals.head import CHUNK_VALUES, Logprobs
+from temper.signals.head import CHUNK_VALUES, Logprobs, SummedLogprobs
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
 """Takes float32 logits (C, V) and targets (C,), returns (C, ...)."""
@@ -61,11 +61,8 @@ def project(
     if len(targets_N) == 0:
         return hidden_ND.sum(1) * 0.0
     if reduce is logprob and _is_plain(model, head):
-        kind = hidden_ND.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
-        scale = model.anatomy.logit_scale
-        per_chunk = max(1, (max_chunk_values or CHUNK_VALUES) // head.weight.shape[0])
-        return Logprobs.apply(hidden_ND, head.weight, targets_N, scale, per_chunk, dtype)  # type: ignore[no-any-return, no-untyped-call]
+        how = _how(model, hidden_ND, head, max_chunk_values)
+        return Logprobs.apply(hidden_ND, head.weight, targets_N, *how)  # type: ignore[no-any-return, no-untyped-call]
     per_chunk = max(1, (max_chunk_values or MAX_CHUNK_VALUES) // head.weight.shape[0])
     parts = []
     for hidden_CD, targets_C in zip(hidden_ND.split(per_chunk), targets_N.split(per_chunk), strict=True):
@@ -75,6 +72,16 @@ def project(
             part = _reduced(model, head, hidden_CD, targets_C, reduce)
         parts.append(part)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _how(
+    model: Model, hidden_ND: Tensor, head: nn.Module, max_chunk_values: int | None = None
+) -> tuple[float, int, torch.dtype]:
+    """Return the scale of the logits, the tokens of a chunk, and the type of the products."""
+    kind = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
+    vocabulary = len(head.get_parameter("weight"))
+    return model.anatomy.logit_scale, max(1, (max_chunk_values or CHUNK_VALUES) // vocabulary), dtype
 
 
 def _is_plain(model: Model, head: nn.Module) -> bool:
@@ -102,6 +109,27 @@ def forward(model: Model, batch: Batch, reduce: Reduction = logprob) -> Tensor:
 def token_logprobs(model: Model, batch: Batch) -> Tensor:
     """Return the log-probability in nats of each supervised token, (N,), float32, differentiable."""
     return forward(model, batch)
+
+
+def summed_logprobs(model: Model, batch: Batch, counts_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of count times log-probability in nats, and the log-probabilities.
+
+    Cheaper than `token_logprobs` and a sum: knowing how much each token counts, it makes the head's gradients on its
+    way forward.
+
+    Args:
+        counts_N: how much each supervised token counts, float32.
+
+    Returns:
+        a scalar, differentiable once, and (N,), detached; both float32.
+    """
+    head = model.module.get_submodule(model.anatomy.head)
+    hidden_ND = hidden_states(model, batch).index_select(0, batch.supervised_N)
+    if len(batch.targets_N) == 0 or not _is_plain(model, head):
+        logprobs_N = project(model, hidden_ND, batch.targets_N)
+        return (logprobs_N * counts_N).sum(), logprobs_N.detach()
+    how = _how(model, hidden_ND, head)
+    return SummedLogprobs.apply(hidden_ND, head.weight, batch.targets_N, counts_N, *how)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def document_sums(values_N: Tensor, batch: Batch) -> Tensor:

@@ -1,9 +1,11 @@
 """Log-probabilities from hidden states, with neither logits nor their gradients held.
 
-The projection to the vocabulary and the softmax behind it, forward and backward, a chunk of tokens at a time. Backward
-needs the probabilities alone: d log p(t) / d logits = onehot(t) - p. Few logits are kept for it, many are computed
-again. Softmax is computed in float32 whatever the products' type; its gradient is rounded to that type once, as it
-would be before it is multiplied.
+The projection to the vocabulary and the softmax behind it, forward and backward, a chunk of tokens at a time. Softmax
+is computed in float32 whatever the products' type; its gradient is rounded to that type once, as it would be before it
+is multiplied. d log p(t) / d logits = onehot(t) - p needs the probabilities alone:
+
+- `SummedLogprobs` knows how much each token counts, so it makes the gradients while it has the logits: three products.
+- `Logprobs` learns that in the backward pass. Few logits are kept for it, many are computed again: a fourth product.
 
 Legend: N supervised tokens, C tokens of a chunk, D model width, V vocabulary.
 """
@@ -23,6 +25,55 @@ KEPT_VALUES = 2**24
 """logits that are kept for the backward pass where there are no more: 32 MiB in bf16"""
 
 
+class SummedLogprobs(torch.autograd.Function):
+    """Sum of weight times log-probability, and the log-probabilities.
+
+    hidden (N, D), weight (V, D), targets (N,), counts (N,), how much each token counts, to a scalar, which is
+    differentiable, and (N,), which is not; both float32, in nats.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        counts_N: Tensor,
+        scale: float,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        scaled_ND, cast_VD = _scaled(hidden_ND, scale, dtype), weight_VD.to(dtype)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
+        grad_ND = torch.empty_like(scaled_ND) if wants_hidden else None
+        grad_VD = torch.zeros_like(weight_VD) if wants_weight else None
+        for part in _parts(len(targets_N), chunk):
+            logits_CV = scaled_ND[part] @ cast_VD.t()
+            for few in _parts(len(logits_CV), _rows(logits_CV)):
+                targets_C, counts_C = targets_N[part][few, None], counts_N[part][few, None]
+                logs_CV = torch.log_softmax(logits_CV[few].float(), 1)
+                logprobs_N[part][few] = logs_CV.gather(1, targets_C)[:, 0]
+                if wants_hidden or wants_weight:
+                    slope_CV = logs_CV.exp_().mul_(-counts_C).scatter_add_(1, targets_C, counts_C)
+                    logits_CV[few] = slope_CV
+            if grad_ND is not None:
+                torch.mm(logits_CV, cast_VD, out=grad_ND[part])
+            if grad_VD is not None:
+                grad_VD += logits_CV.t() @ scaled_ND[part]
+        if grad_ND is not None:
+            grad_ND = (grad_ND * scale if scale != 1.0 else grad_ND).to(hidden_ND.dtype)
+        ctx.save_for_backward(grad_ND, grad_VD)
+        ctx.mark_non_differentiable(logprobs_N)
+        return (logprobs_N * counts_N).sum(), logprobs_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, for the weight's is large; a second pass backward is an error then, not a wrong number.
+        grad_ND, grad_VD = (None if one is None else one.mul_(grads[0]) for one in ctx.saved_tensors)
+        return grad_ND, grad_VD, None, None, None, None, None
+
+
 class Logprobs(torch.autograd.Function):
     """The log-probability in nats of each target: hidden (N, D), weight (V, D), targets (N,) to (N,), float32."""
 
@@ -30,19 +81,16 @@ class Logprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float, chunk: int, dtype: torch.dtype
     ) -> Tensor:
-        scaled_ND, cast_VD = (hidden_ND * scale if scale != 1.0 else hidden_ND).to(dtype), weight_VD.to(dtype)
+        scaled_ND, cast_VD = _scaled(hidden_ND, scale, dtype), weight_VD.to(dtype)
         is_kept = len(targets_N) * len(weight_VD) <= KEPT_VALUES and any(ctx.needs_input_grad)
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
         kept: list[Tensor] = []
-        rows = max(1, SOFTMAX_VALUES // len(weight_VD)) if hidden_ND.device.type == "cpu" else chunk
-        for start in range(0, len(targets_N), chunk):
-            part = slice(start, start + chunk)
+        for part in _parts(len(targets_N), chunk):
             logits_CV = scaled_ND[part] @ cast_VD.t()
-            for few in range(start, min(start + chunk, len(targets_N)), rows):
+            for few in _parts(len(logits_CV), _rows(logits_CV)):
                 # On a CPU this is four times as fast as logsumexp.
-                logprobs_CV = torch.log_softmax(logits_CV[few - start : few - start + rows].float(), 1)
-                targets_C = targets_N[few : min(few + rows, start + chunk)]
-                logprobs_N[few : few + len(targets_C)] = logprobs_CV.gather(1, targets_C[:, None])[:, 0]
+                logs_CV = torch.log_softmax(logits_CV[few].float(), 1)
+                logprobs_N[part][few] = logs_CV.gather(1, targets_N[part][few, None])[:, 0]
             if is_kept:
                 kept.append(logits_CV)
         ctx.save_for_backward(scaled_ND, weight_VD, targets_N, *kept)
@@ -57,8 +105,7 @@ class Logprobs(torch.autograd.Function):
         cast_VD = weight_VD.to(ctx.dtype)
         grad_ND = torch.empty_like(scaled_ND) if wants_hidden else None
         grad_VD = torch.zeros_like(weight_VD) if wants_weight else None
-        for number, start in enumerate(range(0, len(targets_N), ctx.chunk)):
-            part = slice(start, start + ctx.chunk)
+        for number, part in enumerate(_parts(len(targets_N), ctx.chunk)):
             logits_CV = kept[number] if kept else scaled_ND[part] @ cast_VD.t()
             slope_CV = torch.softmax(logits_CV, 1)
             slope_CV.scatter_add_(1, targets_N[part, None], slope_CV.new_full((len(slope_CV), 1), -1.0))
@@ -70,3 +117,17 @@ class Logprobs(torch.autograd.Function):
         if grad_ND is not None:
             grad_ND = (grad_ND * ctx.scale if ctx.scale != 1.0 else grad_ND).to(ctx.hidden_dtype)
         return grad_ND, grad_VD, None, None, None, None
+
+
+def _scaled(hidden_ND: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    return (hidden_ND * scale if scale != 1.0 else hidden_ND).to(dtype)
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _rows(logits_CV: Tensor) -> int:
+    """Return how many tokens' softmax is computed at once."""
+    tokens, vocabulary = logits_CV.shape
+    return max(1, SOFTMAX_VALUES // vocabulary) if logits_CV.device.type == "cpu" else tokens
