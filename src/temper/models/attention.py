@@ -264,6 +264,6 @@ def _capped_attention(
 
 # oneDNN, which multiplies on a CPU, keeps code for each of the last 1024 shapes that it met, a third of a MiB each.
 # Documents come in every length, so few shapes come back; making the code anew costs less than can be measured.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 AttentionInterface.register(NAME, packed_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
