@@ -246,8 +246,11 @@ def main() -> None:
     tokens = sum(count for _, count in timed)
     seconds = timed[-1][0] - marks[WARM_UP - 1][0]
     peak = peak_memory()
+    times = [time for time, _ in marks]
+    rates = [count / (end - begin) for begin, end, (_, count) in zip(times, times[1:], marks[1:], strict=False)]
     result = {
         "tokens_per_second": tokens / seconds,
+        "fastest_tokens_per_second": max(rates),
         "tokens": tokens,
         "seconds": seconds,
         "peak_bytes": peak,

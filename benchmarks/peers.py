@@ -62,31 +62,36 @@ def lengths(kind: str, count: int, generator: random.Random) -> list[int]:
 
 
 def prepare(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the model, the rows as text, and the rows as tokens."""
+    """Write the model, the rows as text, and the rows as tokens.
+
+    Args:
+        case: `shape` (a name or the sizes themselves), `kind` or `lengths`, `batch` (rows of an update; by default 16,
+            or one that is long), `tune`, `steps`, `precision`.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    shape = dict(MODELS[case["shape"]])
+    shape = dict(sizes_of(case))
     heads = shape.pop("heads")
     words = {f"w{number}": number for number in range(shape["vocab_size"] - 1)} | {"</s>": shape["vocab_size"] - 1}
     backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="</s>")
+    generator = random.Random(0)
+    batch = case.get("batch", 1 if case.get("kind") == "long" else 16)
+    sizes = case.get("lengths") or lengths(case["kind"], case["steps"] * batch, generator)
+    longest = max(2048, *sizes)
     config = LlamaConfig(
         **shape,
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        max_position_embeddings=4096,
+        max_position_embeddings=longest,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
     )
     model = folder / "model"
     LlamaForCausalLM(config).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    generator = random.Random(0)
-    batch = 1 if case["kind"] == "long" else 16
-    longest = 4096 if case["kind"] == "long" else 2048
-    sizes = lengths(case["kind"], case["steps"] * batch, generator)
     with (folder / "rows.jsonl").open("w") as rows, (folder / "tokens.jsonl").open("w") as tokens:
         for size in sizes:
             ids = [generator.randrange(shape["vocab_size"] - 1) for _ in range(size - 1)]
@@ -109,6 +114,12 @@ def prepare(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def sizes_of(case: dict[str, Any]) -> dict[str, int]:
+    """Return the sizes of a case's model."""
+    shape = case["shape"]
+    return MODELS[shape] if isinstance(shape, str) else shape
+
+
 def measure(name: str, case: dict[str, Any], folder: Path, allocator: str) -> dict[str, float] | None:
     """Run a contender in a process of its own; None where it failed, with its last words on standard error."""
     file = folder / "case.json"
@@ -127,7 +138,7 @@ def measure(name: str, case: dict[str, Any], folder: Path, allocator: str) -> di
 
 def flops(case: dict[str, Any]) -> float:
     """Return the operations of Temper's steps for each token, by the shapes of the model."""
-    shape = MODELS[case["shape"]]
+    shape = sizes_of(case)
     width, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
     block = layers * (4 * width * width + 3 * width * inner)
     head = 2 / 3 * shape["vocab_size"] * width  # two tokens of three are supervised
