@@ -126,7 +126,7 @@ class World:
         total: dict[str, float] = {}
         for given in self.gather(dict(values))[:: self.layout.tp]:
             for name, value in given.items():
-                total[name] = total.get(name, 0.0) + value
+                total[name] = total.get(name, 0) + value
         return total
 
     def broadcast(self, value: T) -> T:
