@@ -42,7 +42,7 @@ EVERYTHING = {
     "validation": {"share": 0.2, "every_steps": 2, "patience": 50},
     "track": ["tensorboard"],
 }
-FULL = {**EVERYTHING, "tune": {"full": {"freeze": ["*norm*"]}}, "lr": 1e-3}
+FULL = {**EVERYTHING, "tune": {"full": {"freeze": ["*.ln_1.*"]}}, "lr": 1e-3}
 
 
 def rows(letter: str, count: int) -> Rows:
