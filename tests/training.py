@@ -14,7 +14,9 @@ from temper.data.example import Example, Origin, Row, Sequence
 from temper.data.pack import pack
 from temper.data.rows import Rows
 from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps
+from temper.engine.distributed import World
 from temper.engine.loop import Loop
+from temper.engine.placement import Replicated, Sharded, is_divided
 from temper.models.model import Model
 from temper.objectives.base import Objective
 from temper.optim.base import Optim
@@ -59,6 +61,7 @@ def make_loop(
     batch_size: int = 4,
     seed: int = 0,
     lr: float = 3e-3,
+    world: World | None = None,
     **settings: Any,
 ) -> Loop:
     """Put a loop together from method names, as the training stage does from a recipe."""
@@ -67,7 +70,12 @@ def make_loop(
     made = made or examples(tuple(range(3, 23)))
     rows, encode = rows_of(made)
     chosen = Objective.parse(objective)
-    tuning = Tune.parse(tune).attach(model, seed)
+    method = Tune.parse(tune)
+    tuning = method.attach(model, seed)
+    world = world or World()
+    placement = Replicated(world)
+    if is_divided(world, [] if method.works_on_pieces else [method.method_name]):
+        placement = Sharded(world, model, settings.get("dtype", torch.float32))
     retentions = [Retain.parse(method).build(model, tuning) for method in retain]
     return Loop(
         model=model,
@@ -79,6 +87,7 @@ def make_loop(
         steps=Steps(ShuffledStream(EncodedRows(rows, encode), seed), [], Budget(steps=num_steps), batch_size),
         folder=folder,
         retentions=retentions,
+        placement=placement,
         **settings,
     )
 

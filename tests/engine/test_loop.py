@@ -193,7 +193,7 @@ def test_bf16_trains_with_fp32_master_weights(tmp_path: Path) -> None:
     assert {p.dtype for _, p in loop.trained} == {torch.float32} and losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("file", ["trained.safetensors", "state.pt", "checksums.json"])
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.pt", "checksums.json"])
 @pytest.mark.parametrize("damage", ["torn", "flipped", "gone"])
 def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path, file: str, damage: str) -> None:
     def loop(folder: str, num_steps: int) -> Loop:

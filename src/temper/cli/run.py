@@ -35,9 +35,20 @@ def run(
         list[str] | None, typer.Option("--force", metavar="STAGE", help="Do a finished stage again; may be repeated.")
     ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            metavar="fsdp=N,tp=M",
+            help="How the processes of torchrun divide the work: fsdp the batch and the model's numbers (by default "
+            "all processes), tp each matrix.",
+        ),
+    ] = "",
 ) -> None:
     """Run a recipe: train, measure, report. What is finished is not done again; what was killed continues."""
     from temper.core.errors import GateError
+    from temper.engine.distributed import World
+    from temper.engine.layout import Layout
     from temper.pipeline.recipe import Recipe
     from temper.pipeline.result import Run
     from temper.pipeline.run import run as run_recipe
@@ -45,8 +56,15 @@ def run(
     command = ["temper", "run", str(recipe), *(overrides or [])]
     if runs != RUNS:
         command += ["--runs", str(runs)]
+    if layout:
+        command += ["--layout", layout]
     try:
-        _show(run_recipe(recipe, overrides or [], runs=runs, force=force or [], until=until, command=command))
+        with World.join(Layout.parse(layout)) as world:
+            result = run_recipe(
+                recipe, overrides or [], runs=runs, force=force or [], until=until, command=command, world=world
+            )
+            if world.is_main:
+                _show(result)
     except GateError:
         _show(Run(runs / Recipe.load(recipe, overrides or []).name))  # what was measured is the reason
         raise

@@ -97,6 +97,20 @@ def pack(examples: Sequence[Example]) -> Batch:
     )
 
 
+def divide_by_cost(examples: Sequence[Example], num_parts: int) -> list[list[Example]]:
+    """Divide a step's examples among processes so that the heaviest part is light: the longest first, each to the
+    part with the fewest tokens so far. Examples keep their order inside a part, and a part may be empty.
+    """
+    order = sorted(range(len(examples)), key=lambda index: (-examples[index].num_tokens, index))
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    loads = [0] * num_parts
+    for index in order:
+        lightest = min(range(num_parts), key=loads.__getitem__)
+        parts[lightest].append(index)
+        loads[lightest] += examples[index].num_tokens
+    return [[examples[index] for index in sorted(members)] for members in parts]
+
+
 def split_by_cost(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]:
     """Divide a step's examples into as few micro-batches of at most `micro_tokens` as first-fit-decreasing finds.
 

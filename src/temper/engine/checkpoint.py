@@ -1,94 +1,155 @@
 """Checkpoints: all that a run needs to end in the same bits as if it had never stopped.
 
-A checkpoint is a folder that is whole or absent. It holds the numbers that train (`trained.safetensors`), the rest
-(`state.pt`: optimizer, generators of random numbers, place in the data, and what methods keep), and a checksum of each
-(`checksums.json`). One whose bytes have changed since is passed over for the one before, and that is said.
+Decisions:
+- A checkpoint is a folder that is whole or absent. Its tensors are written by `torch.distributed.checkpoint`, each
+  process its own pieces, so that any number of processes can read them; the rest is `state.pt`, and `checksums.json`
+  names every file's content. One whose bytes have changed since is passed over for the one before, and that is said.
+- Training waits for a copy of its numbers only, made into memory that is used again. A thread writes it out while
+  training goes on. The next checkpoint waits for the one before, and so does the end; what went wrong in the thread is
+  raised there.
+- Every process keeps its own state of random numbers. Another number of processes has new ones.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterable
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
-from temper.core.files import whole_folder, write_json
+from temper.core.errors import TrainingError
+from temper.core.files import write_json
 from temper.core.hashing import hash_file
+from temper.engine.distributed import World
 
-_NAME = re.compile(r"step-(\d{9})")
 KEPT = 2
 CHECKSUMS = "checksums.json"
+STATE = "state.pt"
+_TENSOR = "tensor of this checkpoint"
+Parameters = Iterable[tuple[str, nn.Parameter]]
 
-
-def save_trained(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:
-    """Write the numbers that train."""
-    save_file({name: parameter.detach().contiguous() for name, parameter in parameters}, file)
-
-
-def load_trained(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:
-    """Read back what `save_trained` wrote, in place."""
-    stored = load_file(file)
-    with torch.no_grad():
-        for name, parameter in parameters:
-            parameter.copy_(stored.pop(name))
-    assert not stored, f"{file}: unexpected {sorted(stored)}"
+# It says so each time that one process saves for itself, which is what is meant.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 class Checkpoints:
-    """The checkpoints of one stage, in `folder`; the last two are kept, and the best."""
+    """The checkpoints of one stage, in `folder`; the last two are kept, and the last two that were the best."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.best = folder / "best"
+    def __init__(self, folder: Path, world: World | None = None) -> None:
+        self.folder, self.world = folder, world or World()
         self.warnings: list[str] = []
         """what was passed over"""
+        self._copies: dict[str, Tensor] = {}
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
 
-    def save(self, step: int, parameters: Iterable[tuple[str, nn.Parameter]], state: dict[str, Any]) -> None:
-        """Write the checkpoint of a step and remove the oldest."""
-        with whole_folder(self.folder / f"step-{step:09d}") as partial:
-            save_trained(parameters, partial / "trained.safetensors")
-            torch.save({**state, "rng": _rng_state()}, partial / "state.pt")
-            write_json(partial / CHECKSUMS, {file.name: hash_file(file) for file in sorted(partial.iterdir())})
-        for old in self.saved()[:-KEPT]:
-            shutil.rmtree(old)
+    def save(self, step: int, parameters: Parameters, state: dict[str, Any]) -> None:
+        """Copy the checkpoint of a step; it is written while training goes on.
 
-    def save_best(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Keep the numbers that train as the best so far."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "best.partial"
-        save_trained(parameters, partial)
-        partial.replace(self.best)
+        Raises:
+            TrainingError: the one before could not be written.
+        """
+        tensors = {f"trained.{name}": parameter.detach() for name, parameter in parameters}
+        rest = _take_out(state, "", tensors)
+        for device, generator in _generators().items():
+            tensors[f"random.{self.world.rank}.{device}"] = generator
+        self._start("step", step, tensors, rest)
 
-    def load_best(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Bring back the best numbers."""
-        load_trained(parameters, self.best)
+    def save_best(self, step: int, parameters: Parameters) -> None:
+        """Keep the numbers that train as the best so far, those of a step."""
+        self._start("best", step, {f"trained.{name}": parameter.detach() for name, parameter in parameters}, {})
 
-    def saved(self) -> list[Path]:
-        """Return the whole checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+    def load_best(self, step: int, parameters: Parameters) -> None:
+        """Bring back the numbers that were the best.
 
-    def load(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Any] | None:
-        """Bring back the newest checkpoint that is undamaged and return its state; None where there is none."""
-        for folder in reversed(self.saved()):
-            damaged = _damaged(folder)
+        Raises:
+            TrainingError: they are not there, or damaged.
+        """
+        self.wait()
+        folder = self.folder / _name("best", step)
+        damaged = self._damaged(folder)
+        if damaged:
+            raise TrainingError(f"{folder}: {damaged} is damaged or gone; begin the stage again (--force)")
+        self._read(folder, {f"trained.{name}": parameter.detach() for name, parameter in parameters})
+
+    def load(self, parameters: Parameters, like: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Bring back the newest checkpoint that is undamaged and return its state; None where there is none.
+
+        Args:
+            parameters: take their numbers back in place.
+            like: by its path in the state, or by the path above it, a tensor that lies as that of the state should,
+                where it has the same shape. Without one a tensor of the state is whole on every process.
+        """
+        if self.world.is_main:
+            self._remove_leftovers()
+        for name in reversed(self.world.broadcast([folder.name for folder in self.saved()])):
+            folder = self.folder / name
+            damaged = self._damaged(folder)
             if damaged:
                 self.warnings.append(
                     f"{folder}: {damaged} is damaged (its checksum differs), so training went on from before it"
                 )
                 continue
-            load_trained(parameters, folder / "trained.safetensors")
-            state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
-            _load_rng_state(state.pop("rng"))
+            tensors = {f"trained.{name}": parameter.detach() for name, parameter in parameters}
+            kept = FileSystemReader(folder).read_metadata().state_dict_metadata
+            for key, entry in kept.items():
+                if key not in tensors and not key.startswith("random."):
+                    assert isinstance(entry, TensorStorageMetadata), key
+                    tensors[key] = _empty(entry, like.get(key, like.get(key.rpartition(".")[0])))
+            for device, generator in _generators().items():
+                if f"random.{self.world.rank}.{device}" in kept:
+                    tensors[f"random.{self.world.rank}.{device}"] = generator
+            first = tensors.setdefault("random.0.cpu", torch.get_rng_state())
+            self._read(folder, tensors)
+            _set_generators(tensors, self.world.rank, first)
+            state: dict[str, Any] = _put_back(torch.load(folder / STATE, weights_only=True), tensors)
             return state
         return None
+
+    def saved(self, kind: str = "step") -> list[Path]:
+        """Return the whole checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if re.fullmatch(rf"{kind}-\d{{9}}", path.name))
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise TrainingError(f"{self.folder}: a checkpoint could not be written: {error}") from error
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let no thread outlive the block; an error of the block comes before one of the thread."""
+        try:
+            yield
+        except BaseException:
+            if self._writer is not None:
+                self._writer.join()
+            raise
+        self.wait()
 
     def remove(self) -> None:
         """Remove every checkpoint: the stage is done."""
@@ -99,25 +160,142 @@ class Checkpoints:
             self.folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
+    def _start(self, kind: str, step: int, tensors: Mapping[str, Tensor], rest: Any) -> None:
+        self.wait()
+        copies = {name: self._copy(name, tensor) for name, tensor in tensors.items()}
 
-def _damaged(folder: Path) -> str | None:
-    """Return the name of a file that is not what was written, None where all are."""
-    try:
-        checksums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        for name, checksum in checksums.items():
-            if hash_file(folder / name) != checksum:
-                return name
-    except (OSError, ValueError):
-        return CHECKSUMS
-    return None
+        def work() -> None:
+            try:
+                self._write(kind, step, copies, rest)
+            except BaseException as error:  # raised where it is waited for
+                self._error = error
+
+        self._writer = threading.Thread(target=work, name="temper-checkpoint")
+        self._writer.start()
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        copied = self._copies.get(name)
+        if copied is None or copied.shape != tensor.shape or copied.dtype != tensor.dtype:
+            copied = self._copies[name] = tensor.to("cpu", copy=True)
+        else:
+            copied.copy_(tensor)
+        return copied
+
+    def _write(self, kind: str, step: int, tensors: dict[str, Tensor], rest: Any) -> None:
+        place = self.folder / _name(kind, step)
+        partial = place.with_suffix(".partial")
+        if self.world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            with (partial / STATE).open("wb") as file:
+                torch.save(rest, file)
+                file.flush()
+                os.fsync(file.fileno())
+        self._tell_writers(None)
+        is_alone = self.world.size == 1
+        save(tensors, storage_writer=FileSystemWriter(partial), process_group=self.world.writers, no_dist=is_alone)
+        files = sorted(partial.iterdir())
+        told = self._tell_writers({file.name: hash_file(file) for file in files[self.world.rank :: self.world.size]})
+        if self.world.is_main:
+            checksums = {name: checksum for part in told for name, checksum in part.items()}
+            write_json(partial / CHECKSUMS, dict(sorted(checksums.items())))
+            old = place.with_suffix(".old")
+            if place.exists():  # damaged: what is whole is not written again
+                place.rename(old)
+            partial.rename(place)
+            shutil.rmtree(old, ignore_errors=True)
+            for oldest in self.saved(kind)[:-KEPT]:
+                shutil.rmtree(oldest)
+        self._tell_writers(None)
+
+    def _tell_writers(self, value: Any) -> list[Any]:
+        """Return what the writing thread of every process gave."""
+        if self.world.size == 1:
+            return [value]
+        told: list[Any] = [None] * self.world.size
+        dist.all_gather_object(told, value, group=self.world.writers)
+        return told
+
+    def _read(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        is_alone = self.world.size == 1
+        with torch.no_grad():
+            load(
+                tensors,
+                storage_reader=FileSystemReader(folder),
+                process_group=self.world.talk,
+                no_dist=is_alone,
+            )
+
+    def _damaged(self, folder: Path) -> str | None:
+        """Return the name of a file that is not what was written, None where all are; each process reads some."""
+        found = None
+        try:
+            checksums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+            for name in sorted(checksums)[self.world.rank :: self.world.size]:
+                if not (folder / name).is_file() or hash_file(folder / name) != checksums[name]:
+                    found = name
+        except (OSError, ValueError):
+            found = CHECKSUMS
+        return next((name for name in self.world.gather(found) if name is not None), None)
+
+    def _remove_leftovers(self) -> None:
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.suffix in (".partial", ".old"):
+                    shutil.rmtree(path)
 
 
-def _rng_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def _name(kind: str, step: int) -> str:
+    return f"{kind}-{step:09d}"
 
 
-def _load_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+def paths(value: Any, path: str) -> dict[str, Tensor]:
+    """Return the tensors in a tree of a state by their path: `like` of `Checkpoints.load`."""
+    tensors: dict[str, Tensor] = {}
+    _take_out(value, path, tensors)
+    return tensors
+
+
+def _take_out(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Return a tree with a note in the place of each tensor, which goes to `tensors` by its path."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach()
+        return {_TENSOR: path, "device": value.device.type}
+    if isinstance(value, dict):
+        return {key: _take_out(item, f"{path}.{key}" if path else str(key), tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_take_out(item, f"{path}.{index}", tensors) for index, item in enumerate(value)])
+    return value
+
+
+def _put_back(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]].to(value["device"] if torch.cuda.is_available() else "cpu")
+        return {key: _put_back(item, tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_put_back(item, tensors) for item in value])
+    return value
+
+
+def _empty(entry: TensorStorageMetadata, like: Tensor | None) -> Tensor:
+    if like is not None and like.shape == entry.size:
+        return torch.empty_like(like, dtype=entry.properties.dtype, requires_grad=False)
+    return torch.empty(entry.size, dtype=entry.properties.dtype)
+
+
+def _generators() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_generators(tensors: Mapping[str, Tensor], rank: int, first: Tensor) -> None:
+    if f"random.{rank}.cpu" not in tensors:  # a process that was not there: its numbers follow from the first one's
+        seed = hashlib.blake2b(first.numpy().tobytes() + rank.to_bytes(4, "big"), digest_size=7).digest()
+        torch.manual_seed(int.from_bytes(seed, "big"))
+        return
+    torch.set_rng_state(tensors[f"random.{rank}.cpu"])
+    if f"random.{rank}.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors[f"random.{rank}.cuda"])

@@ -27,7 +27,9 @@ from temper.data.rows import BadRow, Rows
 from temper.data.source import OnBadRows, Source
 from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps
 from temper.engine.cost import peak_memory_bytes, reset_peak_memory
+from temper.engine.distributed import World
 from temper.engine.loop import Loop, Metrics, Validation, to_batches
+from temper.engine.placement import Replicated, Sharded, is_divided
 from temper.engine.precision import Precision, best_device, resolve
 from temper.engine.trackers.base import Tracker, Tracking
 from temper.models.load import fingerprint_module
@@ -37,7 +39,7 @@ from temper.optim.base import Optim
 from temper.retain.base import Retain, Share
 from temper.tune.base import Tune, Tuning
 
-_VALIDATION_STREAM, _MAIN_STREAM, _SHARE_STREAM = 1, 2, 3
+_VALIDATION_STREAM, _MAIN_STREAM, _SHARE_STREAM, _PROCESS_STREAM = 1, 2, 3, 4
 
 
 class ValidationSettings(Settings):
@@ -145,8 +147,12 @@ def fit(
     open_source: Callable[[Source], Rows] | None = None,
     stage: str = "",
     on_step: Callable[[Metrics], None] | None = None,
+    world: World | None = None,
 ) -> Fitted:
     """Train a model on rows.
+
+    Under `torchrun` every process calls it with the same arguments; afterwards the main one holds the trained model
+    whole, and the others need not.
 
     Args:
         model: trained in place; `Fitted.tuning` saves, merges or detaches what moved.
@@ -156,7 +162,8 @@ def fit(
         seed: of the data's order, the tuner's start and dropout.
         on_bad_rows: what to do with a row that cannot be trained on.
         open_source: opens the data that retention methods name.
-        on_step: called with each step's metrics.
+        on_step: called with each step's metrics, on the main process.
+        world: the processes that train together; None to join those of `torchrun`.
 
     Raises:
         SettingError, DataError, TrainingError: see their messages.
@@ -165,22 +172,39 @@ def fit(
         >>> fitted = fit(load_model("my-model"), rows, FitSettings(tune="lora", lr=1e-3, steps=100))
         >>> fitted.tuning.save(Path("out"))
     """
+    if world is None:
+        with World.join() as joined:
+            return fit(
+                model,
+                rows,
+                settings,
+                folder=folder,
+                seed=seed,
+                on_bad_rows=on_bad_rows,
+                open_source=open_source,
+                stage=stage,
+                on_step=on_step,
+                world=joined,
+            )
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="temper-") as temporary:
             return fit(
                 model,
                 rows,
                 settings,
-                folder=Path(temporary),
+                folder=Path(world.broadcast(temporary)),
                 seed=seed,
                 on_bad_rows=on_bad_rows,
                 open_source=open_source,
                 stage=stage,
                 on_step=on_step,
+                world=world,
             )
     check_formats(rows, settings.objective)
     device = best_device()
-    model.module.to(device)
+    divides = is_divided(world, _whole_for(settings))
+    if not divides:
+        model.module.to(device)
     reset_peak_memory(device)
     dtype = resolve(settings.precision, device)
     torch.manual_seed(seed)
@@ -189,6 +213,7 @@ def fit(
     tuning = settings.tune.attach(model, seed)
     model.is_changed = True
     tuning.hold_in(dtype)
+    placement = Sharded(world, model, dtype) if divides else Replicated(world)
     encoder = Encoder.of(model, settings.max_length, settings.truncate)
     micro_tokens = settings.micro_tokens or (2048 if device.type == "cpu" else 8192)
 
@@ -227,7 +252,7 @@ def fit(
     )
     parameters = list(tuning.parameters())
     lr = type(settings.tune).default_lr if settings.lr is None else settings.lr
-    trackings = [tracker.open(stage, folder) for tracker in settings.track]
+    trackings = [tracker.open(stage, folder) for tracker in settings.track if world.is_main]
     loop = Loop(
         model=model,
         tuning=tuning,
@@ -245,17 +270,23 @@ def fit(
         validation=validation,
         dtype=dtype,
         stage=stage,
+        placement=placement,
         on_step=lambda metrics: _tell(metrics, on_step, trackings),
     )
+    if world.data_rank:  # what was drawn so far is the same everywhere; what is dropped from now on is each one's own
+        torch.manual_seed(_seed(seed, _PROCESS_STREAM, world.data_rank))
     try:
-        totals = loop.run()
+        with world.naming_a_death():
+            totals = loop.run()
+            placement.finish()
     finally:
         for tracking in trackings:
             tracking.close()
     tallies = [main.tally, aside.tally, *(encoded.tally for encoded, _ in shares)]
     bad = [row for source in (rows, *(encoded.rows for encoded, _ in shares)) for row in source.bad]
     bad += [row for tally in tallies for row in tally.bad]
-    _write_quarantine(folder / "quarantine.jsonl", bad)
+    if world.is_main:
+        _write_quarantine(folder / "quarantine.jsonl", bad)
     details: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
         "trainable_parameters": sum(parameter.numel() for _, parameter in parameters),
@@ -270,6 +301,7 @@ def fit(
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "processes": world.size,
         **{name: totals[name] for name in ("loss", "best_step", "best_validation_loss") if name in totals},
     }
     cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
@@ -298,6 +330,12 @@ def check_formats(rows: Rows, objective: Objective) -> None:
             f"cannot be trained on rows of format {', '.join(sorted(wrong))}",
             f"it takes {known}; choose another objective or other data",
         )
+
+
+def _whole_for(settings: FitSettings) -> list[str]:
+    """Return the methods that need every number whole on each process."""
+    methods: tuple[Tune | Optim | Retain, ...] = (settings.tune, settings.optimizer, *settings.retain)
+    return [method.method_name for method in methods if not method.works_on_pieces]
 
 
 def _hold_out(

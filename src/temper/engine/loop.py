@@ -6,15 +6,18 @@ Decisions:
 - A step's loss is a sum divided by the units of the whole step, so micro-batches change nothing but memory (and,
   where there is dropout, what is dropped).
 - Everything that the next step depends on is in the checkpoint; a resumed run ends in the same bits.
+- One process or many: each takes its share of a step, and the numbers that a step reports and decides by are those of
+  all. Where the numbers that train lie is the placement's affair (`placement.py`).
 """
 
 from __future__ import annotations
 
 import json
-import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,11 @@ from temper.core.schedule import Moment, Schedule
 from temper.data.example import Example, Origin
 from temper.data.pack import Batch, pack, split_by_cost
 from temper.data.stream import Step, Steps, ahead
-from temper.engine.checkpoint import Checkpoints
+from temper.engine.checkpoint import Checkpoints, paths
 from temper.engine.cost import FlopCounter
+from temper.engine.distributed import World
+from temper.engine.layout import whole
+from temper.engine.placement import Replicated
 from temper.engine.precision import computing_in
 from temper.engine.watch import LossWatch, naming_memory
 from temper.models.model import Model
@@ -71,6 +77,8 @@ class Loop:
     validation: Validation | None = None
     dtype: torch.dtype = torch.float32
     stage: str = ""
+    placement: Replicated = field(default_factory=lambda: Replicated(World()))
+    """where the numbers that train lie; one process by default"""
     on_step: Callable[[Metrics], None] = field(default=lambda metrics: None)
 
     def __post_init__(self) -> None:
@@ -79,7 +87,8 @@ class Loop:
         self.lives: list[Live] = [self.tuning, self.target, *self.retentions]
         self.watch = LossWatch(self.spike)
         self.flops = FlopCounter(self.model)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        self.world = self.placement.world
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.world)
         self.totals: Metrics = {"steps": 0, "tokens": 0, "supervised_tokens": 0, "flops": 0.0, "seconds": 0.0}
         """further on also `loss`, of the last step"""
         self.best: dict[str, Any] = {"loss": None, "step": 0, "failures": 0, "last": None}
@@ -100,7 +109,8 @@ class Loop:
         self.model.module.train()
         # On a GPU the next batches are made while it computes; on a CPU a second thread would only compete.
         source = ahead(iter(self.steps)) if self.device.type != "cpu" else iter(self.steps)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        place = self.folder / "metrics.jsonl" if self.world.is_main else Path(os.devnull)
+        with place.open("a", encoding="utf-8") as log, self.checkpoints.at_work():
             for step in source:
                 if self._is_over():
                     break
@@ -113,13 +123,14 @@ class Loop:
                 if self.validation is not None and (is_last or number % self.validation.every_steps == 0):
                     metrics["validation_loss"] = self._validate(number)
                 log.write(json.dumps(metrics) + "\n")
-                self.on_step(metrics)
+                if self.world.is_main:
+                    self.on_step(metrics)
                 if number % self.checkpoint_steps == 0:
                     log.flush()
                     self._save(step.state)
         self.model.module.eval()
         if self.validation is not None:
-            self.checkpoints.load_best(self.trained)
+            self.checkpoints.load_best(self.best["step"], self.trained)
             self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
         return dict(self.totals)
 
@@ -131,42 +142,35 @@ class Loop:
         factor = self.schedule.value(moment)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        batches = [pack(examples).to(self.device) for examples in split_by_cost(step.examples, self.micro_tokens)]
-        units = sum(self.objective.units(batch) for batch in batches)
+        passes = self.placement.divide(step.examples, self.micro_tokens)
+        batches = [(pack(examples).to(self.device), counts) for examples, counts in passes]
+        mine = [batch for batch, counts in batches if counts]
+        units = self.world.sum({"units": sum(self.objective.units(batch) for batch in mine)})["units"]
         if units == 0:
             origins = ", ".join(str(example.origin) for example in step.examples[:3])
             raise TrainingError(
                 f"step {number}: nothing in this batch is supervised ({origins}, ...); remove such rows"
             )
-        total, sums, worst = 0.0, dict[str, float](), list[tuple[float, Origin]]()
-        for batch in batches:
-            with naming_memory(number, batch.num_tokens, self.micro_tokens):
-                with computing_in(self.dtype, self.device):
-                    loss = self.target.loss(batch, moment)
-                (loss.total / units).backward()
-            total += float(loss.total.detach())
-            for name, value in loss.metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
-            worst += _by_document(loss, batch)
+        worst: list[tuple[float, Origin]] = []
+        sums = self._backward(batches, moment, units, worst)
+        self.placement.add_up_gradients(self.trained)
         penalty = self._penalty(moment)
         if penalty is not None:
             penalty.backward()
-        parameters = [parameter for _, parameter in self.trained]
-        grad_norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip))
-        self.watch.check(number, total / units, grad_norm, worst)
+        grad_norm = self.placement.clip(self.trained, self.clip)
+        self.watch.check(number, sums["loss"] / units, grad_norm, partial(self._of_all, worst))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for live in self.lives:
             live.after_step(moment)
         self.totals["steps"] += 1
-        self.totals["tokens"] += sum(batch.num_tokens for batch in batches)
-        self.totals["supervised_tokens"] += sum(batch.num_supervised for batch in batches)
-        self.totals["flops"] += sum(self.flops.count(batch) for batch in batches)
+        for name in ("tokens", "supervised_tokens", "flops"):
+            self.totals[name] += sums.pop(name)
         return {
             "step": number + 1,
             "progress": step.progress_after,
             "epoch": step.epoch,
-            "loss": total / units,
+            "loss": sums.pop("loss") / units,
             "lr": self.optimizer.param_groups[0]["lr"],
             "grad_norm": grad_norm,
             "tokens": self.totals["tokens"],
@@ -175,21 +179,69 @@ class Loop:
             **{name: value / units for name, value in sums.items()},
         }
 
+    def _backward(
+        self, batches: Sequence[tuple[Batch, bool]], moment: Moment, units: float, worst: list[tuple[float, Origin]]
+    ) -> Metrics:
+        """Run every pass of a step and return the sums over all processes of what they met.
+
+        Args:
+            batches: this process' own, and of each whether it counts.
+            units: of the whole step.
+            worst: takes the loss of each of this process' documents.
+        """
+        sums: Metrics = {"loss": 0.0, "tokens": 0, "supervised_tokens": 0, "flops": 0.0}
+        for place, (batch, counts) in enumerate(batches, 1):
+            with naming_memory(moment.step, batch.num_tokens, self.micro_tokens):
+                with computing_in(self.dtype, self.device):
+                    loss = self.placement.forward(partial(self.target.loss, batch, moment))
+                self.placement.backward(loss.total * counts / units, is_last=place == len(batches))
+            if not counts:
+                continue
+            met = {
+                "loss": float(loss.total.detach()),
+                "tokens": batch.num_tokens,
+                "supervised_tokens": batch.num_supervised,
+                "flops": self.flops.count(batch),
+            }
+            for name, value in {**loss.metrics, **met}.items():
+                sums[name] = sums.get(name, 0.0) + value
+            worst += _by_document(loss, batch)
+        return self.world.sum(sums)
+
+    def _of_all(self, worst: list[tuple[float, Origin]]) -> list[tuple[float, Origin]]:
+        return [entry for own in self.world.gather(worst) for entry in own]
+
     def _penalty(self, moment: Moment) -> Tensor | None:
         terms = [self.tuning.penalty(), *(retention.penalty(moment) for retention in self.retentions)]
-        present = [term for term in terms if term is not None]
+        present = [whole(term) for term in terms if term is not None]
         return torch.stack(present).sum() if present else None
 
     def _validate(self, step: int) -> float:
         assert self.validation is not None
-        loss = mean_loss(self.target, self.objective, self.validation.batches, self.dtype, self.device, self.model)
+        loss = self._mean_loss(self.validation.batches)
         self.best["last"] = loss
         if self.best["loss"] is None or loss < self.best["loss"]:
             self.best |= {"loss": loss, "step": step, "failures": 0}
-            self.checkpoints.save_best(self.trained)
+            self.checkpoints.save_best(step, self.trained)
         else:
             self.best["failures"] += 1
         return loss
+
+    def _mean_loss(self, batches: Sequence[Batch]) -> float:
+        """Return the mean loss over batches, without dropout and without gradients."""
+        module, moment = self.model.module, Moment(0, 0.0)
+        module.eval()
+        sums = {"loss": 0.0, "units": 0.0}
+        with torch.no_grad(), computing_in(self.dtype, self.device):
+            for batch, counts in self.placement.deal(batches):
+                loss = self.placement.forward(partial(self.target.loss, batch.to(self.device), moment))
+                if counts:
+                    sums["loss"] += float(loss.total)
+                    sums["units"] += self.objective.units(batch)
+        self.placement.rest()
+        module.train()
+        sums = self.world.sum(sums)
+        return sums["loss"] / sums["units"]
 
     def _is_over(self) -> bool:
         patience = None if self.validation is None else self.validation.patience
@@ -206,6 +258,7 @@ class Loop:
             "totals": self.totals,
             "best": self.best,
         }
+        self.placement.check(self.trained)
         self.checkpoints.save(int(self.totals["steps"]), self.trained, state)
 
     def _made_by(self) -> dict[str, str]:
@@ -215,17 +268,17 @@ class Loop:
             "device": self.device.type,
             "precision": str(self.dtype),
             "threads": str(torch.get_num_threads()),
+            "processes": f"{self.world.size} (fsdp={self.world.data_size}, tp={self.world.layout.tp})",
         }
 
     def _resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = self.checkpoints.load(self.trained)
+        like = paths([live.state_dict() for live in self.lives], "lives")
+        numbered = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        like |= {f"optimizer.state.{number}": parameter for number, parameter in enumerate(numbered)}
+        state = self.checkpoints.load(self.trained, like)
         if state is not None:
-            if state["made_by"] != self._made_by():
-                raise TrainingError(
-                    f"{self.folder}: its checkpoint was made by {state['made_by']} and this is {self._made_by()}, "
-                    f"which would end in other bits; continue on the former, or begin the stage again (--force)"
-                )
+            self._compare(state["made_by"])
             self.optimizer.load_state_dict(state["optimizer"])
             for live, kept in zip(self.lives, state["lives"], strict=True):
                 live.load_state_dict(kept)
@@ -234,28 +287,25 @@ class Loop:
             for source, met in zip(self.steps.streams, state["met"], strict=True):
                 source.encoded.load_state_dict(met)
             self.totals, self.best = state["totals"], state["best"]
-        _cut_lines(self.folder / "metrics.jsonl", int(self.totals["steps"]))
+        if self.world.is_main:
+            _cut_lines(self.folder / "metrics.jsonl", int(self.totals["steps"]))
 
-
-def mean_loss(
-    target: Target,
-    objective: Objective,
-    batches: Sequence[Batch],
-    dtype: torch.dtype,
-    device: torch.device,
-    model: Model,
-) -> float:
-    """Return the mean loss over batches, without dropout and without gradients."""
-    was_training = model.module.training
-    model.module.eval()
-    moment = Moment(0, 0.0)
-    total = units = 0.0
-    with torch.no_grad(), computing_in(dtype, device):
-        for batch in batches:
-            total += float(target.loss(batch.to(device), moment).total)
-            units += objective.units(batch)
-    model.module.train(was_training)
-    return total / units
+    def _compare(self, made_by: Mapping[str, str]) -> None:
+        """Raise TrainingError where a checkpoint comes from what computes other bits, but for other processes."""
+        here = self._made_by()
+        if made_by["processes"] != here["processes"]:
+            self.checkpoints.warnings.append(
+                f"{self.folder}: begun on {made_by['processes']} processes and continued on {here['processes']}: the "
+                "steps are the same to rounding, and their bits are not"
+            )
+            free = {"processes", "threads"}  # torchrun gives each of its processes one thread
+        else:
+            free = set()
+        if any(made_by[name] != value for name, value in here.items() if name not in free):
+            raise TrainingError(
+                f"{self.folder}: its checkpoint was made by {made_by} and this is {here}, which would end in other "
+                f"bits; continue on the former, or begin the stage again (--force)"
+            )
 
 
 def to_batches(examples: Sequence[Example], micro_tokens: int) -> list[Batch]:

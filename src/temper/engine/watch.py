@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from temper.core.errors import TrainingError
 from temper.data.example import Origin
 
+Worst = Callable[[], Sequence[tuple[float, Origin]]]
 MEMORY_STEPS = 50
 FIRST_STEPS = 20
 LEAST_JUMP_NATS = 1.0
@@ -58,11 +59,11 @@ class LossWatch:
         self.spike = spike
         self.recent: deque[float] = deque(maxlen=MEMORY_STEPS)
 
-    def check(self, step: int, loss: float, grad_norm: float, worst: Sequence[tuple[float, Origin]]) -> None:
+    def check(self, step: int, loss: float, grad_norm: float, worst: Worst) -> None:
         """Take a step's loss, before the optimizer uses its gradient.
 
         Args:
-            worst: the examples with the largest losses, as (loss in nats per token, where they stand).
+            worst: gives the step's examples as (loss in nats per token, where they stand); called where they are told.
 
         Raises:
             TrainingError: the loss or the gradient is not finite, or the loss jumped.
@@ -70,7 +71,7 @@ class LossWatch:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise TrainingError(
                 f"step {step}: the loss is {loss:g} and the gradient's norm {grad_norm:g}; the largest losses of the "
-                f"step are {_shown(worst)}. Lower lr, set clip, or mend the examples"
+                f"step are {_shown(worst())}. Lower lr, set clip, or mend the examples"
             )
         if self.spike is not None and len(self.recent) >= FIRST_STEPS:
             mean = sum(self.recent) / len(self.recent)
@@ -79,7 +80,7 @@ class LossWatch:
             if loss > limit:
                 raise TrainingError(
                     f"step {step}: the loss jumped to {loss:.3f} from a mean of {mean:.3f} (limit {limit:.3f}); the "
-                    f"largest losses of the step are {_shown(worst)}. Mend or remove them, lower lr, or set "
+                    f"largest losses of the step are {_shown(worst())}. Mend or remove them, lower lr, or set "
                     f"spike: null to train on"
                 )
         self.recent.append(loss)

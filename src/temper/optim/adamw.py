@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -20,6 +21,8 @@ class AdamW(Optim, name="adamw"):
     Paper: Decoupled Weight Decay Regularization, arXiv:1711.05101.
     Deviation: vectors (biases, norms) do not decay, as is usual for transformers.
     """
+
+    works_on_pieces: ClassVar[bool] = True
 
     betas: tuple[float, float] = Field((0.9, 0.999), description="b1 and b2, the averages' decay rates")
     eps: float = Field(1e-8, gt=0, description="added to the denominator")

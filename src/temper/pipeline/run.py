@@ -8,6 +8,8 @@ Decisions:
   that are no longer in the recipe are left alone; a setting that is changed back finds its stage again.
 - A kill may fall anywhere. A stage's folder then says `running`, the stage is called again with what it left, and
   what was half-written lies beside the place where it belongs.
+- Under `torchrun` the main process decides, measures and reports. The others follow: they wait until it calls all to
+  a stage, and do that with it.
 - Everything that fails while a stage runs or is measured is told as that stage's failure, with its cause chained
   and how to go on. `run.json` and `report.html` are written then, too.
 """
@@ -18,7 +20,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,7 @@ from typing import Any
 from temper.core.errors import GateError, StageError, TemperError
 from temper.core.files import remove_abandoned, write_json
 from temper.delta.base import Provenance, read_delta, write_provenance
+from temper.engine.distributed import World
 from temper.measure.gate import check_gate
 from temper.pipeline.keys import Planned, code_versions, plan
 from temper.pipeline.lock import locked
@@ -48,6 +51,7 @@ def run(
     until: str | None = None,
     say: Callable[[str], None] | None = None,
     command: Sequence[str] | None = None,
+    world: World | None = None,
 ) -> Run:
     """Run a recipe and return what it made; what an earlier run finished is not done again.
 
@@ -59,6 +63,7 @@ def run(
         until: name of the last stage to run.
         say: takes a line for the user; by default it is printed to standard error.
         command: the command that repeats the run, for the report and for errors.
+        world: the processes of the run; None to join those of `torchrun`.
 
     Raises:
         SettingError, DataError, ModelError: a recipe that cannot be run; nothing has been done.
@@ -72,6 +77,9 @@ def run(
         model = result.model("adapt")
         ```
     """
+    if world is None:
+        with World.join() as joined:
+            return run(recipe, overrides, runs=runs, force=force, until=until, say=say, command=command, world=joined)
     source = None if isinstance(recipe, Recipe) else str(recipe)
     if command is None:
         command = ["temper", "run", source, *overrides] if source is not None else ["temper.run(recipe)"]
@@ -80,10 +88,25 @@ def run(
     for name in [*force, *([until] if until is not None else [])]:
         recipe.step(name)
     folder = Path(runs) / recipe.name
+    if not world.is_main:
+        _follow(world)
+        return Run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        Running(recipe, folder, source, command, say or _print).go(force, until)
+        Running(recipe, folder, source, command, say or _print, world).go(force, until)
+    world.broadcast(None)
     return Run(folder)
+
+
+def _follow(world: World) -> None:
+    """Do the stages that the main process calls all to, until it calls to none."""
+    while (order := world.broadcast(None)) is not None:
+        stage, before, context = order
+        stage.run(replace(context, world=world), before)
+
+
+def _say_nothing(text: str) -> None:
+    """What the processes that follow do with a line for the user."""
 
 
 def _print(text: str) -> None:
@@ -99,9 +122,15 @@ class Running:
     """One run of a recipe, under its folder's lock."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, source: str | None, command: Sequence[str], say: Callable[[str], None]
+        self,
+        recipe: Recipe,
+        folder: Path,
+        source: str | None,
+        command: Sequence[str],
+        say: Callable[[str], None],
+        world: World,
     ) -> None:
-        self.recipe, self.folder, self.say = recipe, folder, say
+        self.recipe, self.folder, self.say, self.world = recipe, folder, say, world
         self.command = command
         cache = folder.parent / CACHE
         cache.mkdir(exist_ok=True)
@@ -209,9 +238,12 @@ class Running:
         self.say(f"{planned.name}: {planned.kind}")
         write_json(folder / "stage.json", record)
         context = RunContext(
-            planned.name, folder, self.shelf.cache, self.shelf, self.recipe.seed, self.recipe.on_bad_rows, self.say
+            planned.name, folder, self.shelf.cache, self.shelf, self.recipe.seed, self.recipe.on_bad_rows, _say_nothing
         )
-        outcome = stage.run(context, planned.before)
+        world = self.world if stage.runs_on == "all" else World()
+        if world.size > 1:
+            world.broadcast((stage, planned.before, context))
+        outcome = stage.run(replace(context, tell=self.say, world=world), planned.before)
         outcome.warnings += self.measuring.leaks(planned)
         self._sign(planned, folder)
         record |= {

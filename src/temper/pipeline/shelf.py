@@ -15,6 +15,7 @@ from temper.data.source import OnBadRows, Source, Split
 from temper.data.sources.stage import DATA_FILE, StageData
 from temper.delta.base import PROVENANCE_FILE
 from temper.delta.lineage import trace
+from temper.engine.distributed import World
 from temper.models.load import fingerprint_module, load_model
 from temper.models.model import Model
 from temper.pipeline.base import Base
@@ -73,9 +74,11 @@ class RunContext:
     seed: int
     on_bad_rows: OnBadRows
     tell: Callable[[str], None]
+    world: World = field(default_factory=World)
 
     def load(self, stage: str) -> Model:
-        return self.shelf.load(stage)
+        with self.world.main_first():  # which makes what is not there yet
+            return self.shelf.load(stage)
 
     def artifact(self, stage: str) -> Path | None:
         return self.shelf.artifact(stage)
@@ -84,7 +87,8 @@ class RunContext:
         self.tell(f"{self.name}: {text}")
 
     def open(self, source: Source, split: Split = "train") -> Rows:
-        return source.open(split, self.cache, self.on_bad_rows)
+        with self.world.main_first():
+            return source.open(split, self.cache, self.on_bad_rows)
 
 
 def fingerprint_results(folder: Path, inputs: Sequence[str]) -> str:

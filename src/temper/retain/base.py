@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -37,6 +38,10 @@ class Retention(Live):
 
 class Retain(Method, axis="retain", packages=("temper.retain",)):
     """Without losing what?"""
+
+    works_on_pieces: ClassVar[bool] = False
+    """It treats each number by itself, or none, so that tensors may be divided among processes (DTensor). Where it is
+    false, each process holds them whole."""
 
     def shares(self) -> Sequence[Share]:
         """Declare the data that is mixed in."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from temper.core.methods import Method
 from temper.data.rows import Rows
 from temper.data.source import OnBadRows, Source, Split
+from temper.engine.distributed import World
 from temper.models.model import Model
 
 
@@ -27,6 +28,8 @@ class Context(Protocol):
     """shared by the recipe's stages: prepared data"""
     seed: int
     on_bad_rows: OnBadRows
+    world: World
+    """the processes of the run; one process, but for a stage that `runs_on` all of them"""
 
     def load(self, stage: str) -> Model:
         """Load the model that a stage made (`base` for the recipe's base), fresh and with nothing attached."""
@@ -61,6 +64,9 @@ class Stage(Method, axis="stage", packages=("temper.stages",)):
 
     produces: ClassVar[Literal["model", "data", "files"]] = "model"
     """a model is measured after the stage; data can be named by later stages; files are only written"""
+
+    runs_on: ClassVar[Literal["main", "all"]] = "main"
+    """which processes of a run do the work; where it is all, the main one writes the result"""
 
     def models(self, previous: str) -> Sequence[str]:
         """Return the stages (or `base`) whose models this one reads.

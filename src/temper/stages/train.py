@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +22,8 @@ from temper.tune.base import Tuning
 
 class Train(Stage, FitSettings, name="train"):
     """Train the model of an earlier stage on data."""
+
+    runs_on: ClassVar[Literal["main", "all"]] = "all"
 
     data: tuple[Source, ...] = Field(description="sources of rows, shuffled together", min_length=1)
     from_stage: str | None = Field(
@@ -38,7 +42,8 @@ class Train(Stage, FitSettings, name="train"):
         (start,) = self.models(previous)
         parts = [context.open(source) for source in self.data]
         rows = Rows.concatenate(parts, hash_json([part.fingerprint for part in parts]))
-        with showing_progress(context.name, self.budget.steps) as show:
+        is_main = context.world.is_main
+        with showing_progress(context.name, self.budget.steps) if is_main else nullcontext() as show:
             fitted = fit(
                 context.load(start),
                 rows,
@@ -49,10 +54,12 @@ class Train(Stage, FitSettings, name="train"):
                 open_source=context.open,
                 stage=context.name,
                 on_step=show,
+                world=context.world,
             )
-        _save(fitted.tuning, context.folder)
-        # The result is whole: the checkpoints have done their work.
-        Checkpoints(context.folder / "checkpoints").remove()
+        if is_main:
+            _save(fitted.tuning, context.folder)
+            # The result is whole: the checkpoints have done their work.
+            Checkpoints(context.folder / "checkpoints").remove()
         return Outcome(cost=fitted.cost, details=fitted.details, warnings=fitted.warnings)
 
 

@@ -57,6 +57,9 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
 
     default_lr: ClassVar[float] = 1e-5
     """peak learning rate where the recipe names none"""
+    works_on_pieces: ClassVar[bool] = False
+    """What trains are parameters of `model.module` and nothing else, looked up there each time `parameters` is asked,
+    so that they may be divided among processes (DTensor). Where it is false, each process holds everything."""
 
     def attach(self, model: Model, seed: int = 0) -> Tuning:
         """Freeze what does not move, make what does, and return it.

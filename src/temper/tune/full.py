@@ -18,16 +18,22 @@ from temper.tune.base import Tune, Tuning
 
 
 class FullTuning(Tuning):
-    """The model's own parameters as float32 master weights."""
+    """The model's own parameters as float32 master weights.
 
-    def __init__(self, model: Model, trained: list[tuple[str, nn.Parameter]], stored: dict[str, torch.dtype]) -> None:
+    Args:
+        trained: names of those that move.
+        stored: the type in which the base stores each.
+    """
+
+    def __init__(self, model: Model, trained: list[str], stored: dict[str, torch.dtype]) -> None:
         self.model, self.trained, self.stored = model, trained, stored
 
     def hold_in(self, dtype: torch.dtype) -> None:
         """Leave what is frozen in float32: it is part of the result, and must not be rounded on its way."""
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.trained
+        named = dict(self.model.module.named_parameters())
+        yield from ((name, named[name]) for name in self.trained)
 
     def save(self, folder: Path) -> None:
         """Write `model/` in the precision that the base is stored in."""
@@ -40,7 +46,7 @@ class FullTuning(Tuning):
             parameter.data = parameter.data.to(self.stored[name])
 
     def detach(self) -> None:
-        for _, parameter in self.trained:
+        for _, parameter in self.parameters():
             parameter.requires_grad_(False)
 
 
@@ -53,6 +59,7 @@ class Full(Tune, name="full"):
     """
 
     default_lr: ClassVar[float] = 1e-5
+    works_on_pieces: ClassVar[bool] = True
 
     freeze: tuple[str, ...] = Field(
         (), description="parameters that stay as they are: patterns of their names, such as *embed_tokens*"
@@ -70,7 +77,7 @@ class Full(Tune, name="full"):
             stored[name] = parameter.dtype
             parameter.data = parameter.data.float()
             if moves:
-                trained.append((name, parameter))
+                trained.append(name)
         if not trained:
             raise SettingError("tune.full.freeze", list(self.freeze), "leaves nothing to train", "freeze less")
         return FullTuning(model, trained, stored)
