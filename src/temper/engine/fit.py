@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,25 @@ from temper.core.errors import SettingError
 from temper.core.methods import Settings
 from temper.core.schedule import Schedule
 from temper.data.encode import Encoder
-from temper.data.example import Row
+from temper.data.example import Example, Row
 from temper.data.example import Sequence as Tokens
 from temper.data.rows import BadRow, Rows
 from temper.data.source import OnBadRows, Source
 from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps
 from temper.engine.cost import peak_memory_bytes, reset_peak_memory
 from temper.engine.loop import Loop, Metrics, Validation, to_batches
-from temper.engine.precision import Precision, best_device, resolve
+from temper.engine.precision import Precision, best_device, computing_in, hold_in, resolve
 from temper.engine.trackers.base import Tracker, Tracking
 from temper.models.load import fingerprint_module
 from temper.models.model import Model
 from temper.objectives.base import Objective
 from temper.optim.base import Optim
 from temper.retain.base import Retain, Share
+from temper.signals.reference import START
+from temper.signals.setup import Setup, no_model
 from temper.tune.base import Tune, Tuning
 
-_VALIDATION_STREAM, _MAIN_STREAM, _SHARE_STREAM = 1, 2, 3
+_VALIDATION_STREAM, _MAIN_STREAM, _SHARE_STREAM, _LOOK_STREAM = 1, 2, 3, 4
 
 
 class ValidationSettings(Settings):
@@ -117,6 +120,12 @@ class FitSettings(Settings):
         return tuple(share for method in self.retain for share in method.shares())
 
     @property
+    def asked_models(self) -> tuple[str, ...]:
+        """Stages (or `base`) whose models the methods ask, besides the one that trains."""
+        named = [*self.objective.models(), *(name for method in self.retain for name in method.models())]
+        return tuple(dict.fromkeys(name for name in named if name != START))
+
+    @property
     def budget(self) -> Budget:
         """How long to train."""
         if self.steps is not None:
@@ -143,6 +152,7 @@ def fit(
     seed: int = 0,
     on_bad_rows: OnBadRows = "stop",
     open_source: Callable[[Source], Rows] | None = None,
+    load: Callable[[str], Model] | None = None,
     stage: str = "",
     on_step: Callable[[Metrics], None] | None = None,
 ) -> Fitted:
@@ -156,6 +166,7 @@ def fit(
         seed: of the data's order, the tuner's start and dropout.
         on_bad_rows: what to do with a row that cannot be trained on.
         open_source: opens the data that retention methods name.
+        load: gives the models that the methods name, fresh (`FitSettings.asked_models`).
         on_step: called with each step's metrics.
 
     Raises:
@@ -175,6 +186,7 @@ def fit(
                 seed=seed,
                 on_bad_rows=on_bad_rows,
                 open_source=open_source,
+                load=load,
                 stage=stage,
                 on_step=on_step,
             )
@@ -226,18 +238,25 @@ def fit(
         settings.batch_tokens,
     )
     parameters = list(tuning.parameters())
+    setup = Setup(
+        trained=parameters,
+        seed=seed,
+        load=cache(partial(_frozen, load or no_model, device, dtype)),
+        examples=partial(_draw, main, encode, open_source, on_bad_rows, _seed(seed, _LOOK_STREAM, 0)),
+        computing=partial(computing_in, dtype, device),
+    )
     lr = type(settings.tune).default_lr if settings.lr is None else settings.lr
     trackings = [tracker.open(stage, folder) for tracker in settings.track]
     loop = Loop(
         model=model,
         tuning=tuning,
         objective=settings.objective,
-        target=settings.objective.build(model),
+        target=settings.objective.build(model, setup),
         optimizer=settings.optimizer.build(parameters, lr),
         schedule=settings.schedule,
         steps=steps,
         folder=folder,
-        retentions=[method.build(model, tuning) for method in settings.retain],
+        retentions=[method.build(model, setup) for method in settings.retain],
         micro_tokens=micro_tokens,
         clip=settings.clip,
         spike=settings.spike,
@@ -326,6 +345,31 @@ def _open_all(
         with tempfile.TemporaryDirectory(prefix="temper-") as cache:
             return Rows.concatenate([source.open("train", Path(cache), on_bad_rows) for source in sources], "")
     return Rows.concatenate([open_source(source) for source in sources], "")
+
+
+def _frozen(load: Callable[[str], Model], device: torch.device, dtype: torch.dtype, name: str) -> Model:
+    """Load a model that is asked and not trained."""
+    model = load(name)
+    model.module.requires_grad_(False).to(device).eval()
+    hold_in(model, dtype)
+    return model
+
+
+def _draw(
+    main: EncodedRows,
+    encode: Callable[[Row], list[tuple[Tokens, ...]]],
+    open_source: Callable[[Source], Rows] | None,
+    on_bad_rows: OnBadRows,
+    seed: int,
+    sources: Sequence[Source],
+    count: int,
+) -> list[Example]:
+    """Return examples of at most `count` rows, of sources or of the stage's own: `Setup.examples`."""
+    encoded = main
+    if sources:
+        encoded = EncodedRows(_open_all(tuple(sources), open_source, on_bad_rows), encode, on_bad_rows, keep=0)
+    order = np.random.default_rng(seed).permutation(len(encoded))[:count]
+    return [example for of_row in encoded.get(order.tolist()) for example in of_row]
 
 
 def _write_quarantine(path: Path, bad: list[BadRow]) -> None:

@@ -138,12 +138,17 @@ class Loop:
             raise TrainingError(
                 f"step {number}: nothing in this batch is supervised ({origins}, ...); remove such rows"
             )
-        total, sums, worst = 0.0, dict[str, float](), list[tuple[float, Origin]]()
+        with computing_in(self.dtype, self.device):
+            self.target.before_batches(batches, moment)
+            for retention in self.retentions:
+                retention.before_batches(batches, moment)
+        total, sums, worst, terms = 0.0, dict[str, float](), list[tuple[float, Origin]](), list[float]()
         for batch in batches:
             with naming_memory(number, batch.num_tokens, self.micro_tokens):
                 with computing_in(self.dtype, self.device):
                     loss = self.target.loss(batch, moment)
                 (loss.total / units).backward()
+                terms += self._batch_penalties(batch, moment)
             total += float(loss.total.detach())
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -151,6 +156,7 @@ class Loop:
         penalty = self._penalty(moment)
         if penalty is not None:
             penalty.backward()
+            terms.append(float(penalty.detach()))
         parameters = [parameter for _, parameter in self.trained]
         grad_norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip))
         self.watch.check(number, total / units, grad_norm, worst)
@@ -171,9 +177,20 @@ class Loop:
             "grad_norm": grad_norm,
             "tokens": self.totals["tokens"],
             "supervised_tokens": self.totals["supervised_tokens"],
-            **({} if penalty is None else {"penalty": float(penalty.detach())}),
+            **({"penalty": sum(terms)} if terms else {}),
             **{name: value / units for name, value in sums.items()},
         }
+
+    def _batch_penalties(self, batch: Batch, moment: Moment) -> list[float]:
+        """Add the gradient of each retention method's term for a micro-batch, and return the terms."""
+        terms = []
+        for retention in self.retentions:
+            with computing_in(self.dtype, self.device):
+                term = retention.batch_penalty(batch, moment)
+            if term is not None:
+                term.backward()
+                terms.append(float(term.detach()))
+        return terms
 
     def _penalty(self, moment: Moment) -> Tensor | None:
         terms = [self.tuning.penalty(), *(retention.penalty(moment) for retention in self.retentions)]
@@ -251,6 +268,7 @@ def mean_loss(
     moment = Moment(0, 0.0)
     total = units = 0.0
     with torch.no_grad(), computing_in(dtype, device):
+        target.before_batches([batch.to(device) for batch in batches], moment)
         for batch in batches:
             total += float(target.loss(batch.to(device), moment).total)
             units += objective.units(batch)

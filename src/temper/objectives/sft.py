@@ -11,6 +11,7 @@ from temper.data.pack import Batch
 from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
 from temper.signals.forward import document_sums, token_logprobs
+from temper.signals.setup import Setup
 
 
 class TokenLoss(Target):
@@ -40,5 +41,5 @@ class SupervisedFineTuning(Objective, name="sft"):
     def encode(self, row: Row, encoder: Encoder) -> list[tuple[Sequence, ...]]:
         return [(encoder.supervised(row),)]
 
-    def build(self, model: Model) -> TokenLoss:
+    def build(self, model: Model, setup: Setup) -> TokenLoss:
         return TokenLoss(model)

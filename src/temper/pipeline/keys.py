@@ -30,7 +30,7 @@ class Planned:
     step: Step
     key: str
     previous: str
-    """the stage (or `base`) that its model is compared with: the one it reads, where it reads one"""
+    """the stage (or `base`) that its model is compared with: `Stage.starts_from`"""
     before: str
     """the nearest stage before it that makes a model, or `base`: the default of `from`"""
     models: tuple[str, ...]
@@ -88,7 +88,7 @@ def plan(recipe: Recipe, base_key: str) -> list[Planned]:
             }
         )
         keys[step.name] = key
-        previous = models[0] if len(models) == 1 else before
+        previous = step.stage.starts_from(before)
         planned.append(Planned(step, key, previous, before, models, data, sources))
     return planned
 

@@ -28,25 +28,28 @@ class Train(Stage, FitSettings, name="train"):
     seed: int | None = Field(None, ge=0, lt=2**63, description="of this stage; the recipe's where not given")
 
     def models(self, previous: str) -> Sequence[str]:
-        return (self.from_stage or previous,)
+        return tuple(dict.fromkeys((self.starts_from(previous), *self.asked_models)))
+
+    def starts_from(self, previous: str) -> str:
+        return self.from_stage or previous
 
     def sources(self) -> Sequence[Source]:
         replayed = [source for share in self.shares for source in share.sources]
         return (*self.data, *replayed)
 
     def run(self, context: Context, previous: str) -> Outcome:
-        (start,) = self.models(previous)
         parts = [context.open(source) for source in self.data]
         rows = Rows.concatenate(parts, hash_json([part.fingerprint for part in parts]))
         with showing_progress(context.name, self.budget.steps) as show:
             fitted = fit(
-                context.load(start),
+                context.load(self.starts_from(previous)),
                 rows,
                 self,
                 folder=context.folder,
                 seed=context.seed if self.seed is None else self.seed,
                 on_bad_rows=context.on_bad_rows,
                 open_source=context.open,
+                load=context.load,
                 stage=context.name,
                 on_step=show,
             )
