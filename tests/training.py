@@ -69,7 +69,12 @@ def make_loop(
     rows, encode = rows_of(made)
     chosen = Objective.parse(objective)
     tuning = Tune.parse(tune).attach(model, seed)
-    setup = Setup(trained=list(tuning.parameters()), seed=seed, load=lambda name: tiny("llama", seed=7))
+    setup = Setup(
+        trained=list(tuning.parameters()),
+        seed=seed,
+        load=lambda name: tiny("llama", seed=7),
+        examples=lambda sources, count: made[:count],
+    )
     retentions = [Retain.parse(method).build(model, setup) for method in retain]
     return Loop(
         model=model,

@@ -37,7 +37,7 @@ from temper.objectives.base import Objective
 from temper.optim.base import Optim
 from temper.retain.base import Retain, Share
 from temper.signals.reference import START
-from temper.signals.setup import Setup, no_model
+from temper.signals.setup import Setup, load_outside
 from temper.tune.base import Tune, Tuning
 
 _VALIDATION_STREAM, _MAIN_STREAM, _SHARE_STREAM, _LOOK_STREAM = 1, 2, 3, 4
@@ -222,11 +222,18 @@ def fit(
             )
         batches = to_batches(examples, micro_tokens)
         validation = Validation(batches, settings.validation.every_steps, settings.validation.patience)
-    shares = []
-    for share in settings.shares:
-        mixed_in = _open_all(share.sources, open_source, on_bad_rows)
-        check_formats(mixed_in, settings.objective)
-        shares.append((EncodedRows(mixed_in, encode, on_bad_rows), share.share))
+
+    def encoded_of(sources: Sequence[Source]) -> EncodedRows:
+        others = _open_all(tuple(sources), open_source, on_bad_rows)
+        check_formats(others, settings.objective)
+        return EncodedRows(others, encode, on_bad_rows)
+
+    def draw(sources: Sequence[Source], count: int) -> list[Example]:
+        drawn_from = encoded_of(sources) if sources else main
+        order = np.random.default_rng([seed, _LOOK_STREAM]).permutation(len(drawn_from))[:count]
+        return [example for of_row in drawn_from.get(order.tolist()) for example in of_row]
+
+    shares = [(encoded_of(share.sources), share.share) for share in settings.shares]
     steps = Steps(
         ShuffledStream(main, _seed(seed, _MAIN_STREAM, 0)),
         [
@@ -241,8 +248,8 @@ def fit(
     setup = Setup(
         trained=parameters,
         seed=seed,
-        load=cache(partial(_frozen, load or no_model, device, dtype)),
-        examples=partial(_draw, main, encode, open_source, on_bad_rows, _seed(seed, _LOOK_STREAM, 0)),
+        load=cache(partial(_frozen, load or load_outside, device, dtype)),
+        examples=draw,
         computing=partial(computing_in, dtype, device),
     )
     lr = type(settings.tune).default_lr if settings.lr is None else settings.lr
@@ -353,23 +360,6 @@ def _frozen(load: Callable[[str], Model], device: torch.device, dtype: torch.dty
     model.module.requires_grad_(False).to(device).eval()
     hold_in(model, dtype)
     return model
-
-
-def _draw(
-    main: EncodedRows,
-    encode: Callable[[Row], list[tuple[Tokens, ...]]],
-    open_source: Callable[[Source], Rows] | None,
-    on_bad_rows: OnBadRows,
-    seed: int,
-    sources: Sequence[Source],
-    count: int,
-) -> list[Example]:
-    """Return examples of at most `count` rows, of sources or of the stage's own: `Setup.examples`."""
-    encoded = main
-    if sources:
-        encoded = EncodedRows(_open_all(tuple(sources), open_source, on_bad_rows), encode, on_bad_rows, keep=0)
-    order = np.random.default_rng(seed).permutation(len(encoded))[:count]
-    return [example for of_row in encoded.get(order.tolist()) for example in of_row]
 
 
 def _write_quarantine(path: Path, bad: list[BadRow]) -> None:

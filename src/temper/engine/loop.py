@@ -125,7 +125,7 @@ class Loop:
 
     def _step(self, step: Step) -> Metrics:
         number = int(self.totals["steps"])
-        moment = Moment(number, step.progress, step.epoch, self.stage, self.best["last"])
+        moment = Moment(number, step.progress, step.epoch, self.stage, self.best["last"], step.passes)
         for live in self.lives:
             live.before_step(moment)
         factor = self.schedule.value(moment)
