@@ -14,8 +14,13 @@ from temper.models.model import Model
 from temper.objectives.base import Objective
 from temper.signals.setup import Setup
 
-OBJECTIVES: dict[str, object] = {name: name for name in Objective.methods()}
-"""every registered objective, with settings where it has no defaults"""
+NEEDED: dict[str, dict[str, Any]] = {"distill": {"teacher": "big"}}
+"""what objectives without defaults for everything are given"""
+OBJECTIVES: dict[str, object] = {
+    **{name: {name: NEEDED.get(name, {})} for name in Objective.methods()},
+    "distill itself": {"distill": {"teacher": "start", "divergence": "skewed_reverse", "temperature": 2.0}},
+}
+"""every registered objective, and settings worth a look"""
 
 
 def words(generator: np.random.Generator) -> str:

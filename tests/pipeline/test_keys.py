@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_methods import FakeTrain, known_fakes  # noqa: F401 (a fixture)
+from families import tiny
 from temper.core import code
 from temper.core.errors import SettingError
+from temper.models.load import save_model
+from temper.pipeline.base import Base
 from temper.pipeline.keys import Planned, plan
 from temper.pipeline.recipe import Recipe
+from temper.pipeline.shelf import Shelf
 
 WRITTEN: dict[str, Any] = {
     "base": "lab:tiny",
@@ -186,3 +191,20 @@ def test_a_model_that_a_method_asks_counts_and_is_not_what_the_stage_starts_from
     assert len({stage.key for stage in asked.values()}) == 4
     with pytest.raises(SettingError, match="'c' is no stage before this one"):
         with_reference("c")
+
+
+def test_a_teacher_from_elsewhere_counts_by_its_content_and_is_loaded(tmp_path: Path) -> None:
+    def with_teacher(path: str) -> Planned:
+        train = {"data": ["lab/reverse"], "objective": {"distill": {"teacher": path}}}
+        return planned({"base": "lab:tiny", "stages": [{"name": "student", "train": train}]})["student"]
+
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        save_model(tiny("llama", seed=seed), tmp_path / name)
+    one, same, other = (with_teacher(str(tmp_path / name)) for name in ("one", "same", "other"))
+    assert one.models == ("base",) and one.previous == "base" and one.key != other.key
+    # The path is a setting like any other: written otherwise, it is another stage.
+    assert one.key != same.key
+    save_model(tiny("llama", seed=2), tmp_path / "one")
+    assert with_teacher(str(tmp_path / "one")).key != one.key
+    loaded = Shelf(Base(path="lab:tiny"), tmp_path).load(str(tmp_path / "other"))
+    assert torch.equal(next(loaded.module.parameters()), next(tiny("llama", seed=2).module.parameters()))

@@ -19,6 +19,7 @@ from temper.models.load import fingerprint_module, load_model
 from temper.models.model import Model
 from temper.pipeline.base import Base
 from temper.pipeline.references import BASE
+from temper.signals.setup import is_outside
 
 CACHE = ".cache"
 """folder beside the runs: lab bases and prepared data, made again when deleted"""
@@ -37,11 +38,13 @@ class Shelf:
     """by the stage's name"""
 
     def load(self, stage: str) -> Model:
-        """Load a stage's model (`base`: the recipe's), fresh and with nothing attached.
+        """Load a stage's model (`base`: the recipe's), or one from elsewhere, fresh and with nothing attached.
 
         Raises:
             ModelError: the stage made no model, or its folder is damaged.
         """
+        if is_outside(stage):
+            return Base(path=stage).open(self.cache, self.seed)
         line = trace(stage, self.artifact)
         model = self.base.open(self.cache, self.seed) if line.root is None else load_model(line.root)
         for _, delta in line.deltas:
