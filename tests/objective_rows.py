@@ -14,10 +14,17 @@ from temper.models.model import Model
 from temper.objectives.base import Objective
 from temper.signals.setup import Setup
 
-NEEDED: dict[str, dict[str, Any]] = {"distill": {"teacher": "big"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "distill": {"teacher": "big"},
+    "gist_embed": {"guide": "big"},
+    "classify": {"labels": ["few", "many"]},
+    "tag": {"labels": ["odd", "even"]},
+}
 """what objectives without defaults for everything are given"""
 OBJECTIVES: dict[str, object] = {
     **{name: {name: NEEDED.get(name, {})} for name in Objective.methods()},
+    "open classify": {"classify": {"labels": ["few", "many"], "causal": False, "pooling": "mean"}},
+    "causal tag": {"tag": {"labels": ["odd", "even"], "causal": True}},
     "distill itself": {"distill": {"teacher": "start", "divergence": "skewed_reverse", "temperature": 2.0}},
 }
 """every registered objective, and settings worth a look"""
@@ -37,6 +44,9 @@ def content(format: Format, generator: np.random.Generator) -> dict[str, Any]:
         "completion": {"prompt": prompt, "completion": one},
         "label": {"prompt": prompt, "completion": one, "label": bool(generator.integers(2))},
         "preference": {"prompt": prompt, "chosen": one, "rejected": other + "y"},
+        "class": {"text": prompt, "class": "few" if len(prompt) < 8 else "many"},
+        "tags": {"words": prompt.split(), "tags": [("odd", "even")[len(word) % 2] for word in prompt.split()]},
+        "pair": {"anchor": prompt, "positive": one, "negative": other + "y"},
     }
     return contents[format]
 

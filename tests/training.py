@@ -76,12 +76,13 @@ def make_loop(
         examples=lambda sources, count: made[:count],
     )
     retentions = [Retain.parse(method).build(model, setup) for method in retain]
+    target = chosen.build(model, setup)
     return Loop(
         model=model,
         tuning=tuning,
         objective=chosen,
-        target=chosen.build(model, setup),
-        optimizer=Optim.parse(optimizer).build(list(tuning.parameters()), lr),
+        target=target,
+        optimizer=Optim.parse(optimizer).build([*tuning.parameters(), *target.parameters()], lr),
         schedule=Constant(),
         steps=Steps(ShuffledStream(EncodedRows(rows, encode), seed), [], Budget(steps=num_steps), batch_size),
         folder=folder,

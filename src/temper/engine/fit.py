@@ -33,7 +33,7 @@ from temper.engine.precision import Precision, best_device, computing_in, hold_i
 from temper.engine.trackers.base import Tracker, Tracking
 from temper.models.load import fingerprint_module
 from temper.models.model import Model
-from temper.objectives.base import Objective
+from temper.objectives.base import Objective, Target
 from temper.optim.base import Optim
 from temper.retain.base import Retain, Share
 from temper.signals.reference import START
@@ -138,6 +138,8 @@ class Fitted:
     """A finished fit; the tuning is still attached."""
 
     tuning: Tuning
+    target: Target
+    """the objective at work, with what it has learnt itself"""
     cost: Metrics
     details: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
@@ -253,13 +255,14 @@ def fit(
         computing=partial(computing_in, dtype, device),
     )
     lr = type(settings.tune).default_lr if settings.lr is None else settings.lr
+    target = settings.objective.build(model, setup)
     trackings = [tracker.open(stage, folder) for tracker in settings.track]
     loop = Loop(
         model=model,
         tuning=tuning,
         objective=settings.objective,
-        target=settings.objective.build(model, setup),
-        optimizer=settings.optimizer.build(parameters, lr),
+        target=target,
+        optimizer=settings.optimizer.build([*parameters, *target.parameters()], lr),
         schedule=settings.schedule,
         steps=steps,
         folder=folder,
@@ -284,7 +287,7 @@ def fit(
     _write_quarantine(folder / "quarantine.jsonl", bad)
     details: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
-        "trainable_parameters": sum(parameter.numel() for _, parameter in parameters),
+        "trainable_parameters": sum(parameter.numel() for _, parameter in loop.trained),
         "rows": len(rows),
         "bad_rows": len(bad),
         "held_out": aside.tally.examples,
@@ -300,7 +303,7 @@ def fit(
     }
     cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
     cost["peak_memory_bytes"] = peak_memory_bytes(device)
-    return Fitted(tuning, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
+    return Fitted(tuning, target, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
 
 
 def _tell(metrics: Metrics, on_step: Callable[[Metrics], None] | None, trackings: list[Tracking]) -> None:

@@ -75,7 +75,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.module.parameters()).device
-        self.trained: list[tuple[str, nn.Parameter]] = list(self.tuning.parameters())
+        self.trained: list[tuple[str, nn.Parameter]] = [*self.tuning.parameters(), *self.target.parameters()]
         self.lives: list[Live] = [self.tuning, self.target, *self.retentions]
         self.watch = LossWatch(self.spike)
         self.flops = FlopCounter(self.model)
@@ -268,9 +268,10 @@ def mean_loss(
     moment = Moment(0, 0.0)
     total = units = 0.0
     with torch.no_grad(), computing_in(dtype, device):
-        target.before_batches([batch.to(device) for batch in batches], moment)
+        batches = [batch.to(device) for batch in batches]
+        target.before_batches(batches, moment)
         for batch in batches:
-            total += float(target.loss(batch.to(device), moment).total)
+            total += float(target.loss(batch, moment).total)
             units += objective.units(batch)
     model.module.train(was_training)
     return total / units

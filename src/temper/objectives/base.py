@@ -7,11 +7,13 @@ accumulating gradients equals one large batch exactly.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from temper.core.methods import Live, Method
 from temper.core.schedule import Moment
@@ -36,6 +38,13 @@ class Loss:
 
 class Target(Live):
     """An objective at work on one model."""
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield trainable numbers of the objective's own (a head), by name, as a tuner does."""
+        return iter(())
+
+    def save(self, folder: Path) -> None:
+        """Write what it has learnt itself into a stage's folder, as `head/`."""
 
     def before_batches(self, batches: Many[Batch], moment: Moment) -> None:
         """Look at all micro-batches of a step, before the first `loss`: for what is taken over the whole step."""

@@ -16,14 +16,14 @@ from temper.data.sources.stage import DATA_FILE, StageData
 from temper.delta.base import PROVENANCE_FILE
 from temper.delta.lineage import trace
 from temper.models.load import fingerprint_module, load_model
-from temper.models.model import Model
+from temper.models.model import HEAD, Model
 from temper.pipeline.base import Base
 from temper.pipeline.references import BASE
 from temper.signals.setup import is_outside
 
 CACHE = ".cache"
 """folder beside the runs: lab bases and prepared data, made again when deleted"""
-RESULTS = ("delta", "model", DATA_FILE)
+RESULTS = ("delta", "model", HEAD, DATA_FILE)
 """what later stages may read of a stage"""
 
 
@@ -52,6 +52,9 @@ class Shelf:
         if line.deltas:
             model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
             model.is_changed = False
+        folder = self.artifact(stage)
+        if folder is not None and (folder / HEAD).is_dir():
+            model.head = folder / HEAD
         return model
 
     def artifact(self, stage: str) -> Path | None:

@@ -32,10 +32,14 @@ def logprob(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
     return torch.log_softmax(logits_CV, 1).gather(1, targets_C[:, None])[:, 0]
 
 
-def hidden_states(model: Model, batch: Batch) -> Tensor:
-    """Return the last hidden state of every token, after the last norm, (T, D)."""
+def hidden_states(model: Model, batch: Batch, is_causal: bool = True) -> Tensor:
+    """Return the last hidden state of every token, after the last norm, (T, D).
+
+    Args:
+        is_causal: whether a token sees only what precedes it, or its whole document.
+    """
     backbone = model.module.get_submodule(model.anatomy.backbone)
-    layout = PackedLayout.of(batch.lengths, batch.tokens_T.device)
+    layout = PackedLayout.of(batch.lengths, batch.tokens_T.device, is_causal)
     return backbone(**packed_inputs(batch.tokens_T, batch.positions_T, layout)).last_hidden_state[0]  # type: ignore[no-any-return]
 
 

@@ -12,10 +12,9 @@ from temper.core.hashing import hash_json
 from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.engine.checkpoint import Checkpoints
-from temper.engine.fit import FitSettings, fit
+from temper.engine.fit import FitSettings, Fitted, fit
 from temper.engine.progress import showing_progress
 from temper.stages.base import Context, Outcome, Stage
-from temper.tune.base import Tuning
 
 
 class Train(Stage, FitSettings, name="train"):
@@ -53,18 +52,19 @@ class Train(Stage, FitSettings, name="train"):
                 stage=context.name,
                 on_step=show,
             )
-        _save(fitted.tuning, context.folder)
+        _save(fitted, context.folder)
         # The result is whole: the checkpoints have done their work.
         Checkpoints(context.folder / "checkpoints").remove()
         return Outcome(cost=fitted.cost, details=fitted.details, warnings=fitted.warnings)
 
 
-def _save(tuning: Tuning, folder: Path) -> None:
+def _save(fitted: Fitted, folder: Path) -> None:
     """Write the result beside its place and move it there, so that a kill leaves it whole or absent."""
     partial = folder / "result.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    tuning.save(partial)
+    fitted.tuning.save(partial)
+    fitted.target.save(partial)
     for child in sorted(partial.iterdir()):
         shutil.rmtree(folder / child.name, ignore_errors=True)
         child.rename(folder / child.name)
