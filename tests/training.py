@@ -22,6 +22,7 @@ from temper.objectives.base import Objective
 from temper.optim.base import Optim
 from temper.retain.base import Retain
 from temper.signals.forward import token_logprobs
+from temper.signals.setup import Setup
 from temper.tune.base import Tune, Tuning
 
 AWKWARD_LENGTHS = (1, 5, 40, 5, 9, 33, 64, 2)
@@ -76,13 +77,20 @@ def make_loop(
     placement = Replicated(world)
     if is_divided(world, [] if method.works_on_pieces else [method.method_name]):
         placement = Sharded(world, model, settings.get("dtype", torch.float32))
-    retentions = [Retain.parse(method).build(model, tuning) for method in retain]
+    setup = Setup(
+        trained=list(tuning.parameters()),
+        seed=seed,
+        load=lambda name: tiny("llama", seed=7),
+        examples=lambda sources, count: made[:count],
+    )
+    retentions = [Retain.parse(method).build(model, setup) for method in retain]
+    target = chosen.build(model, setup)
     return Loop(
         model=model,
         tuning=tuning,
         objective=chosen,
-        target=chosen.build(model),
-        optimizer=Optim.parse(optimizer).build(list(tuning.parameters()), lr),
+        target=target,
+        optimizer=Optim.parse(optimizer).build([*tuning.parameters(), *target.parameters()], lr),
         schedule=Constant(),
         steps=Steps(ShuffledStream(EncodedRows(rows, encode), seed), [], Budget(steps=num_steps), batch_size),
         folder=folder,
@@ -103,6 +111,14 @@ def outputs(model: Model) -> torch.Tensor:
     model.module.eval()
     with torch.no_grad():
         return token_logprobs(model, pack(examples()))
+
+
+def moved_slightly(model: Model) -> None:
+    """Move every parameter by a little, so that the model is no longer its own past."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
 
 
 def moved(tuning: Tuning) -> None:

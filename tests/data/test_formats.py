@@ -181,3 +181,19 @@ def test_what_is_right_is_kept_as_it_is() -> None:
         shaped = shape("messages", record)
         assert (shaped.content is None) == (None not in record["messages"][1].values())
     assert shape("messages", message(weight=None)).content == message()
+
+
+def test_classes_tags_and_pairs() -> None:
+    assert detect(["text", "class"], "f") == "class" and detect(["text", "label"], "f") == "text"
+    assert detect(["words", "tags"], "f") == "tags" and detect(["anchor", "positive", "negative"], "f") == "pair"
+    assert shape("class", {"text": "a", "class": 3}).content == {"text": "a", "class": "3"}
+    assert shape("tags", {"words": ["a"], "tags": ["x"]}).content is None
+    assert shape("pair", {"anchor": "a", "positive": "b", "negative": None}).content == {"anchor": "a", "positive": "b"}
+    for format, record, reason in (
+        ("class", {"text": "a", "class": None}, "class is null, not text"),
+        ("tags", {"words": ["a", "b"], "tags": ["x"]}, "there are 2 words and 1 tags"),
+        ("tags", {"words": ["a", ""], "tags": ["x", "y"]}, r"words\[1\] is empty"),
+        ("pair", {"anchor": "a", "positive": " "}, "positive is empty"),
+    ):
+        with pytest.raises(BadValue, match=reason):
+            shape(format, record)  # type: ignore[arg-type]

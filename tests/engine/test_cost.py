@@ -11,6 +11,7 @@ from temper.core.schedule import Moment
 from temper.data.pack import pack
 from temper.engine.cost import FlopCounter, peak_memory_bytes, reset_peak_memory
 from temper.objectives.base import Objective
+from temper.signals.setup import Setup
 from temper.tune.base import Tune
 from training import examples
 
@@ -21,7 +22,7 @@ def test_operations_are_counted_as_torch_counts_them(family: str, tune: object) 
     model = tiny(family)
     Tune.parse(tune).attach(model)
     batch = pack(examples((30, 41, 12)))
-    target = Objective.parse("sft").build(model)
+    target = Objective.parse("sft").build(model, Setup())
     with FlopCounterMode(display=False) as counter:
         target.loss(batch, Moment(0, 0.0)).total.backward()
     counted = FlopCounter(model).count(batch)

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_methods import FakeTrain, known_fakes  # noqa: F401 (a fixture)
+from families import tiny
 from temper.core import code
+from temper.core.errors import SettingError
+from temper.models.load import save_model
+from temper.pipeline.base import Base
 from temper.pipeline.keys import Planned, plan
 from temper.pipeline.recipe import Recipe
+from temper.pipeline.shelf import Shelf
 
 WRITTEN: dict[str, Any] = {
     "base": "lab:tiny",
@@ -26,6 +32,7 @@ WRITTEN: dict[str, Any] = {
         {"name": "merged", "merge": {"method": "linear", "of": ["second", "beside"]}},
     ],
 }
+LEARNING_RATES = (("a", 1e-3), ("b", 2e-3))
 FOLLOWERS = {"first": {"first", "second", "merged"}, "second": {"second", "merged"}, "beside": {"beside", "merged"}}
 
 
@@ -164,3 +171,40 @@ NUMBERS = {"lr": 1e-7, "steps": 77, "micro_tokens": 77, "max_length": 77, "clip"
 def test_any_changed_setting_changes_the_stage_and_its_followers(stage: int, key: str) -> None:
     name = WRITTEN["stages"][stage]["name"]
     assert changed(with_change(set_in(stage, key, NUMBERS[key]))) == FOLLOWERS[name]
+
+
+def test_a_model_that_a_method_asks_counts_and_is_not_what_the_stage_starts_from() -> None:
+    def with_reference(name: str) -> Planned:
+        stages = [
+            *({"name": n, "train": {"from": "base", "data": ["lab/reverse"], "lr": lr}} for n, lr in LEARNING_RATES),
+            {
+                "name": "now",
+                "train": {"from": "a", "data": ["lab/pairs"], "objective": {"dpo": {"reference": name}}},
+            },
+        ]
+        return planned({"base": "lab:tiny", "stages": stages})["now"]
+
+    asked = {name: with_reference(name) for name in ("start", "a", "b", "base")}
+    assert asked["start"].models == ("a",) == asked["a"].models
+    assert asked["b"].models == ("a", "b") and asked["base"].models == ("a", "base")
+    assert {stage.previous for stage in asked.values()} == {"a"}
+    assert len({stage.key for stage in asked.values()}) == 4
+    with pytest.raises(SettingError, match="'c' is no stage before this one"):
+        with_reference("c")
+
+
+def test_a_teacher_from_elsewhere_counts_by_its_content_and_is_loaded(tmp_path: Path) -> None:
+    def with_teacher(path: str) -> Planned:
+        train = {"data": ["lab/reverse"], "objective": {"distill": {"teacher": path}}}
+        return planned({"base": "lab:tiny", "stages": [{"name": "student", "train": train}]})["student"]
+
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        save_model(tiny("llama", seed=seed), tmp_path / name)
+    one, same, other = (with_teacher(str(tmp_path / name)) for name in ("one", "same", "other"))
+    assert one.models == ("base",) and one.previous == "base" and one.key != other.key
+    # The path is a setting like any other: written otherwise, it is another stage.
+    assert one.key != same.key
+    save_model(tiny("llama", seed=2), tmp_path / "one")
+    assert with_teacher(str(tmp_path / "one")).key != one.key
+    loaded = Shelf(Base(path="lab:tiny"), tmp_path).load(str(tmp_path / "other"))
+    assert torch.equal(next(loaded.module.parameters()), next(tiny("llama", seed=2).module.parameters()))

@@ -27,6 +27,8 @@ class Moment:
     stage: str = ""
     metric: float | None = None
     """the last validation loss, in nats per token"""
+    passes: float = 0.0
+    """passes over the data done so far, the current one's share included"""
 
 
 class Schedule(Method, axis="schedule", packages=("temper.core",)):

@@ -121,6 +121,41 @@ class Encoder:
             pieces.append(Sequence(piece_T, weights_T))
         return pieces
 
+    def read(self, text: str, role: str = "text") -> Sequence:
+        """Encode a text that is only read: nothing is predicted, and no end-of-sequence is written.
+
+        Raises RowError when it is over-long."""
+        tokens_T = np.array([*self._lead, *self._tokenize([text])[0].ids], dtype=np.int32)
+        return self._only_read(tokens_T, role)
+
+    def read_words(self, words: Many[str]) -> tuple[Sequence, list[int]]:
+        """Encode words, joined by blanks, that are only read; also return the place of each one's first token.
+
+        Where the text is cut, the words that are gone have no place."""
+        starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
+        encoding = self._tokenize([" ".join(words)])[0]
+        tokens_T = np.array([*self._lead, *encoding.ids], dtype=np.int32)
+        sequence = self._only_read(tokens_T, "text")
+        ends = [end for _, end in encoding.offsets]
+        places = [len(self._lead) + int(place) for place in np.searchsorted(ends, starts, side="right")]
+        if len(set(places)) < len(places):
+            raise RowError("two words share a token, so that they cannot have tags of their own")
+        return sequence, [place for place in places if place < len(sequence.tokens_T)]
+
+    def _only_read(self, tokens_T: NDArray[np.int32], role: str) -> Sequence:
+        if not len(tokens_T):
+            raise RowError("the text has no token")
+        num_truncated = max(0, len(tokens_T) - self.max_length)
+        if num_truncated and not self.truncate:
+            raise RowError(
+                f"{len(tokens_T)} tokens are more than {self.max_length}, which is max_length or the model's own limit"
+            )
+        error = self._unreadable(tokens_T)
+        if error is not None:
+            raise error
+        tokens_T = tokens_T[: self.max_length]
+        return Sequence(tokens_T, np.zeros(len(tokens_T), dtype=np.float32), role, num_truncated)
+
     def prompt(self, row: Row) -> list[int]:
         """Return the tokens up to where the model is to start writing (generation prompt included).
 

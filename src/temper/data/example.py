@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Format = Literal["text", "messages", "completion", "preference", "label"]
+Format = Literal["text", "messages", "completion", "preference", "label", "class", "tags", "pair"]
 """Shapes of a row, after sharegpt and alpaca have been brought to `messages` or `completion`:
 
 - `text`: `{"text": str}`
@@ -20,6 +20,9 @@ Format = Literal["text", "messages", "completion", "preference", "label"]
 - `completion`: `{"prompt": str | messages, "completion": str | messages}`
 - `preference`: `{"prompt": str | messages, "chosen": str | messages, "rejected": str | messages}`
 - `label`: `{"prompt": str | messages, "completion": str | messages, "label": bool}`
+- `class`: `{"text": str, "class": str}`
+- `tags`: `{"words": [str], "tags": [str]}`, a tag for each word
+- `pair`: `{"anchor": str, "positive": str, "negative"?: str}`
 """
 
 
@@ -59,6 +62,8 @@ class Sequence:
     """what the objective takes it for: `response`, `chosen`, `rejected`, ..."""
     num_truncated: int = 0
     """tokens that were cut off to fit the length, 0 unless truncation was asked for"""
+    labels_T: NDArray[np.int32] | None = None
+    """which label each token is to be given, -1 for none; None where nothing is labelled"""
 
     def __post_init__(self) -> None:
         assert self.tokens_T.shape == self.weights_T.shape and self.tokens_T.ndim == 1

@@ -1,4 +1,4 @@
-"""Records to rows: the formats that data is written in, told apart by their columns and brought to five.
+"""Records to rows: the formats that data is written in, told apart by their columns and brought to few.
 
 Decisions:
 - The columns of a file's first record decide its format; a later record that lacks them is a bad row. What fits
@@ -8,6 +8,7 @@ Decisions:
 - A prompt of messages with an answer in plain text becomes messages throughout. Where `chosen` and `rejected`
   are whole conversations, what they share at the start is the prompt.
 - `question` and `answer` are not guessed: joined as plain text they would run into each other.
+- A `class` is text or a whole number, which is kept as text; a tag is text.
 - A `label` may be true, false, 1 or 0, in CSV as text, and nothing else.
 - A column of any other name survives.
 """
@@ -22,7 +23,9 @@ from typing import Any, Literal, NamedTuple
 from temper.core.errors import DataError
 from temper.data.example import Format
 
-WrittenFormat = Literal["text", "messages", "sharegpt", "alpaca", "completion", "preference", "label"]
+WrittenFormat = Literal[
+    "text", "messages", "sharegpt", "alpaca", "completion", "preference", "label", "class", "tags", "pair"
+]
 
 NEEDED: dict[WrittenFormat, frozenset[str]] = {
     "text": frozenset({"text"}),
@@ -32,9 +35,14 @@ NEEDED: dict[WrittenFormat, frozenset[str]] = {
     "completion": frozenset({"prompt", "completion"}),
     "preference": frozenset({"chosen", "rejected"}),
     "label": frozenset({"prompt", "completion", "label"}),
+    "class": frozenset({"text", "class"}),
+    "tags": frozenset({"words", "tags"}),
+    "pair": frozenset({"anchor", "positive"}),
 }
 """the columns that tell a format"""
 
+CONTAINED: dict[WrittenFormat, WrittenFormat] = {"label": "completion", "class": "text"}
+"""formats whose columns include another's: the wider one is meant"""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 SHAREGPT_ROLES = {
     "human": "user",
@@ -70,8 +78,9 @@ def detect(columns: Collection[str], file: str | Path) -> WrittenFormat:
         DataError: they fit none, or more than one.
     """
     found = [format for format, needed in NEEDED.items() if needed <= set(columns)]
-    if "label" in found:
-        found.remove("completion")
+    for format, part in CONTAINED.items():
+        if format in found:
+            found.remove(part)
     if len(found) == 1:
         return found[0]
     seen = ", ".join(map(repr, columns))
@@ -88,7 +97,7 @@ def detect(columns: Collection[str], file: str | Path) -> WrittenFormat:
 
 
 def shape(format: WrittenFormat, record: Any) -> Shaped:
-    """Check a record and bring it to one of the five formats.
+    """Check a record and bring it to one of our formats.
 
     Raises:
         BadValue: the record is none of its format.
@@ -173,6 +182,35 @@ def _label(record: dict[str, Any]) -> Shaped:
         return shaped
     content = shaped.content or _with_tools({"prompt": record["prompt"], "completion": record["completion"]}, record)
     return Shaped("label", {**content, "label": LABELS[written]}, ("prompt", "completion", "label", "tools"))
+
+
+def _class(record: dict[str, Any]) -> Shaped:
+    _plain(record["text"], "text")
+    written = record["class"]
+    if type(written) is int:
+        return Shaped("class", {"text": record["text"], "class": str(written)}, ("text", "class"))
+    _plain(written, "class")
+    return Shaped("class", None)
+
+
+def _tags(record: dict[str, Any]) -> Shaped:
+    for key in ("words", "tags"):
+        if type(record[key]) is not list:
+            raise BadValue(f"{key} is {_kind(record[key])}, not a list")
+        for number, value in enumerate(record[key]):
+            _plain(value, f"{key}[{number}]")
+    if not record["words"] or len(record["words"]) != len(record["tags"]):
+        raise BadValue(f"there are {len(record['words'])} words and {len(record['tags'])} tags")
+    return Shaped("tags", None)
+
+
+def _pair(record: dict[str, Any]) -> Shaped:
+    given = [key for key in ("anchor", "positive", "negative") if key != "negative" or record.get(key) is not None]
+    for key in given:
+        _plain(record[key], key)
+    if len(given) == 2 and "negative" in record:
+        return Shaped("pair", {key: record[key] for key in given}, ("anchor", "positive", "negative"))
+    return Shaped("pair", None)
 
 
 def _preference(record: dict[str, Any]) -> Shaped:
@@ -307,4 +345,7 @@ _SHAPES = {
     "completion": _completion,
     "preference": _preference,
     "label": _label,
+    "class": _class,
+    "tags": _tags,
+    "pair": _pair,
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from temper.data.example import Example, Origin
+from temper.data.example import Sequence as Tokens
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Batch:
     """one for each example"""
     origins: tuple[Origin, ...]
     """one for each example"""
+    labels_T: Tensor | None = None
+    """int64, the label of each token, -1 for none; None where no sequence has labels"""
 
     @property
     def num_documents(self) -> int:
@@ -94,6 +97,7 @@ def pack(examples: Sequence[Example]) -> Batch:
         examples=tuple(index for index, _ in sequences),
         columns=tuple(example.columns for example in examples),
         origins=tuple(example.origin for example in examples),
+        labels_T=_labels([sequence for _, sequence in sequences]),
     )
 
 
@@ -109,6 +113,16 @@ def divide_by_cost(examples: Sequence[Example], num_parts: int) -> list[list[Exa
         parts[lightest].append(index)
         loads[lightest] += examples[index].num_tokens
     return [[examples[index] for index in sorted(members)] for members in parts]
+
+
+def _labels(sequences: Sequence[Tokens]) -> Tensor | None:
+    if all(sequence.labels_T is None for sequence in sequences):
+        return None
+    labels = [
+        np.full(len(sequence.tokens_T), -1) if sequence.labels_T is None else sequence.labels_T
+        for sequence in sequences
+    ]
+    return torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
 
 def split_by_cost(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]:

@@ -47,9 +47,9 @@ Item = tuple[int | None, Any, str]
 """1-based line (or row), the record or `Broken`, and the record's own JSON text ("" where it had none)"""
 
 CHUNK_BYTES = 1 << 20
-JSON_CELLS = frozenset({"messages", "conversations", "tools", "history"})
+JSON_CELLS = frozenset({"messages", "conversations", "tools", "history", "words", "tags"})
 TEXT_CELLS = JSON_CELLS | {"text", "prompt", "completion", "chosen", "rejected", "label"}
-TEXT_CELLS |= {"instruction", "input", "output", "system"}
+TEXT_CELLS |= {"instruction", "input", "output", "system", "class", "anchor", "positive", "negative"}
 _INT = re.compile(r"0|-?[1-9]\d*")
 _FLOAT = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 

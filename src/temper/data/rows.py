@@ -45,6 +45,9 @@ CONTENT_KEYS: dict[Format, frozenset[str]] = {
     "completion": frozenset({"prompt", "completion", "tools"}),
     "preference": frozenset({"prompt", "chosen", "rejected", "tools"}),
     "label": frozenset({"prompt", "completion", "label", "tools"}),
+    "class": frozenset({"text", "class"}),
+    "tags": frozenset({"words", "tags"}),
+    "pair": frozenset({"anchor", "positive", "negative"}),
 }
 
 Stored = tuple[Format, str, str | None, str, int | None]

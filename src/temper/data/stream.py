@@ -216,6 +216,8 @@ class Step:
     """passes over the data given out before this step"""
     state: dict[str, Any]
     """what `Steps` needs to go on after this step"""
+    passes: float = 0.0
+    """passes over the data given out before this step, the current one's share included"""
 
 
 @dataclass(frozen=True)
@@ -278,10 +280,10 @@ class Steps:
 
     def __iter__(self) -> Iterator[Step]:
         while self.progress < 1:
-            progress, epoch = self.progress, self.streams[0].place.epoch
+            progress, epoch, passes = self.progress, self.streams[0].place.epoch, self.streams[0].passes
             examples = self._draw()
             self.step += 1
-            yield Step(tuple(examples), progress, self.progress, epoch, self.state_dict())
+            yield Step(tuple(examples), progress, self.progress, epoch, self.state_dict(), passes)
 
     def _draw(self) -> list[Example]:
         drawn: list[Example] = []

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from temper.core.errors import SettingError
 from temper.core.methods import Settings
 from temper.core.schedule import Schedule
 from temper.data.encode import Encoder
-from temper.data.example import Row
+from temper.data.example import Example, Row
 from temper.data.example import Sequence as Tokens
 from temper.data.rows import BadRow, Rows
 from temper.data.source import OnBadRows, Source
@@ -30,16 +31,18 @@ from temper.engine.cost import peak_memory_bytes, reset_peak_memory
 from temper.engine.distributed import World
 from temper.engine.loop import Loop, Metrics, Validation, to_batches
 from temper.engine.placement import Replicated, Sharded, is_divided
-from temper.engine.precision import Precision, best_device, resolve
+from temper.engine.precision import Precision, best_device, computing_in, hold_in, resolve
 from temper.engine.trackers.base import Tracker, Tracking
 from temper.models.load import fingerprint_module
 from temper.models.model import Model
-from temper.objectives.base import Objective
+from temper.objectives.base import Objective, Target
 from temper.optim.base import Optim
 from temper.retain.base import Retain, Share
+from temper.signals.reference import START
+from temper.signals.setup import Setup, load_outside
 from temper.tune.base import Tune, Tuning
 
-_VALIDATION_STREAM, _MAIN_STREAM, _SHARE_STREAM, _PROCESS_STREAM = 1, 2, 3, 4
+_VALIDATION_STREAM, _MAIN_STREAM, _SHARE_STREAM, _PROCESS_STREAM, _LOOK_STREAM = 1, 2, 3, 4, 5
 
 
 class ValidationSettings(Settings):
@@ -119,6 +122,12 @@ class FitSettings(Settings):
         return tuple(share for method in self.retain for share in method.shares())
 
     @property
+    def asked_models(self) -> tuple[str, ...]:
+        """Stages (or `base`) whose models the methods ask, besides the one that trains."""
+        named = [*self.objective.models(), *(name for method in self.retain for name in method.models())]
+        return tuple(dict.fromkeys(name for name in named if name != START))
+
+    @property
     def budget(self) -> Budget:
         """How long to train."""
         if self.steps is not None:
@@ -131,6 +140,8 @@ class Fitted:
     """A finished fit; the tuning is still attached."""
 
     tuning: Tuning
+    target: Target
+    """the objective at work, with what it has learnt itself"""
     cost: Metrics
     details: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
@@ -145,6 +156,7 @@ def fit(
     seed: int = 0,
     on_bad_rows: OnBadRows = "stop",
     open_source: Callable[[Source], Rows] | None = None,
+    load: Callable[[str], Model] | None = None,
     stage: str = "",
     on_step: Callable[[Metrics], None] | None = None,
     world: World | None = None,
@@ -162,6 +174,7 @@ def fit(
         seed: of the data's order, the tuner's start and dropout.
         on_bad_rows: what to do with a row that cannot be trained on.
         open_source: opens the data that retention methods name.
+        load: gives the models that the methods name, fresh (`FitSettings.asked_models`).
         on_step: called with each step's metrics, on the main process.
         world: the processes that train together; None to join those of `torchrun`.
 
@@ -182,6 +195,7 @@ def fit(
                 seed=seed,
                 on_bad_rows=on_bad_rows,
                 open_source=open_source,
+                load=load,
                 stage=stage,
                 on_step=on_step,
                 world=joined,
@@ -196,6 +210,7 @@ def fit(
                 seed=seed,
                 on_bad_rows=on_bad_rows,
                 open_source=open_source,
+                load=load,
                 stage=stage,
                 on_step=on_step,
                 world=world,
@@ -235,11 +250,18 @@ def fit(
             )
         batches = to_batches(examples, micro_tokens)
         validation = Validation(batches, settings.validation.every_steps, settings.validation.patience)
-    shares = []
-    for share in settings.shares:
-        mixed_in = _open_all(share.sources, open_source, on_bad_rows)
-        check_formats(mixed_in, settings.objective)
-        shares.append((EncodedRows(mixed_in, encode, on_bad_rows), share.share))
+
+    def encoded_of(sources: Sequence[Source]) -> EncodedRows:
+        others = _open_all(tuple(sources), open_source, on_bad_rows)
+        check_formats(others, settings.objective)
+        return EncodedRows(others, encode, on_bad_rows)
+
+    def draw(sources: Sequence[Source], count: int) -> list[Example]:
+        drawn_from = encoded_of(sources) if sources else main
+        order = np.random.default_rng([seed, _LOOK_STREAM]).permutation(len(drawn_from))[:count]
+        return [example for of_row in drawn_from.get(order.tolist()) for example in of_row]
+
+    shares = [(encoded_of(share.sources), share.share) for share in settings.shares]
     steps = Steps(
         ShuffledStream(main, _seed(seed, _MAIN_STREAM, 0)),
         [
@@ -251,18 +273,26 @@ def fit(
         settings.batch_tokens,
     )
     parameters = list(tuning.parameters())
+    setup = Setup(
+        trained=parameters,
+        seed=seed,
+        load=cache(partial(_frozen, load or load_outside, device, dtype)),
+        examples=draw,
+        computing=partial(computing_in, dtype, device),
+    )
     lr = type(settings.tune).default_lr if settings.lr is None else settings.lr
+    target = settings.objective.build(model, setup)
     trackings = [tracker.open(stage, folder) for tracker in settings.track if world.is_main]
     loop = Loop(
         model=model,
         tuning=tuning,
         objective=settings.objective,
-        target=settings.objective.build(model),
-        optimizer=settings.optimizer.build(parameters, lr),
+        target=target,
+        optimizer=settings.optimizer.build([*parameters, *target.parameters()], lr),
         schedule=settings.schedule,
         steps=steps,
         folder=folder,
-        retentions=[method.build(model, tuning) for method in settings.retain],
+        retentions=[method.build(model, setup) for method in settings.retain],
         micro_tokens=micro_tokens,
         clip=settings.clip,
         spike=settings.spike,
@@ -289,7 +319,7 @@ def fit(
         _write_quarantine(folder / "quarantine.jsonl", bad)
     details: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
-        "trainable_parameters": sum(parameter.numel() for _, parameter in parameters),
+        "trainable_parameters": sum(parameter.numel() for _, parameter in loop.trained),
         "rows": len(rows),
         "bad_rows": len(bad),
         "held_out": aside.tally.examples,
@@ -306,7 +336,7 @@ def fit(
     }
     cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
     cost["peak_memory_bytes"] = peak_memory_bytes(device)
-    return Fitted(tuning, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
+    return Fitted(tuning, target, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
 
 
 def _tell(metrics: Metrics, on_step: Callable[[Metrics], None] | None, trackings: list[Tracking]) -> None:
@@ -334,7 +364,12 @@ def check_formats(rows: Rows, objective: Objective) -> None:
 
 def _whole_for(settings: FitSettings) -> list[str]:
     """Return the methods that need every number whole on each process."""
-    methods: tuple[Tune | Optim | Retain, ...] = (settings.tune, settings.optimizer, *settings.retain)
+    methods: tuple[Tune | Objective | Optim | Retain, ...] = (
+        settings.tune,
+        settings.objective,
+        settings.optimizer,
+        *settings.retain,
+    )
     return [method.method_name for method in methods if not method.works_on_pieces]
 
 
@@ -364,6 +399,14 @@ def _open_all(
         with tempfile.TemporaryDirectory(prefix="temper-") as cache:
             return Rows.concatenate([source.open("train", Path(cache), on_bad_rows) for source in sources], "")
     return Rows.concatenate([open_source(source) for source in sources], "")
+
+
+def _frozen(load: Callable[[str], Model], device: torch.device, dtype: torch.dtype, name: str) -> Model:
+    """Load a model that is asked and not trained."""
+    model = load(name)
+    model.module.requires_grad_(False).to(device).eval()
+    hold_in(model, dtype)
+    return model
 
 
 def _write_quarantine(path: Path, bad: list[BadRow]) -> None:

@@ -83,11 +83,13 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.module.parameters()).device
-        self.trained: list[tuple[str, nn.Parameter]] = list(self.tuning.parameters())
+        self.trained: list[tuple[str, nn.Parameter]] = [*self.tuning.parameters(), *self.target.parameters()]
         self.lives: list[Live] = [self.tuning, self.target, *self.retentions]
         self.watch = LossWatch(self.spike)
         self.flops = FlopCounter(self.model)
         self.world = self.placement.world
+        if self.world.size > 1:
+            self._check_that_parts_of_a_step_will_do()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.world)
         self.totals: Metrics = {"steps": 0, "tokens": 0, "supervised_tokens": 0, "flops": 0.0, "seconds": 0.0}
         """further on also `loss`, of the last step"""
@@ -134,9 +136,20 @@ class Loop:
             self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
         return dict(self.totals)
 
+    def _check_that_parts_of_a_step_will_do(self) -> None:
+        """Raise TrainingError where a method looks at all of a step: a process sees its share alone."""
+        names = [type(one).__name__ for one in self.retentions if type(one).before_batches != Retention.before_batches]
+        if type(self.target).before_batches != Target.before_batches:
+            names.append(type(self.target).__name__)
+        if names:
+            raise TrainingError(
+                f"{', '.join(names)}: looks at all examples of a step together, of which each of {self.world.size} "
+                f"processes has a share; train this stage on one process"
+            )
+
     def _step(self, step: Step) -> Metrics:
         number = int(self.totals["steps"])
-        moment = Moment(number, step.progress, step.epoch, self.stage, self.best["last"])
+        moment = Moment(number, step.progress, step.epoch, self.stage, self.best["last"], step.passes)
         for live in self.lives:
             live.before_step(moment)
         factor = self.schedule.value(moment)
@@ -152,11 +165,16 @@ class Loop:
                 f"step {number}: nothing in this batch is supervised ({origins}, ...); remove such rows"
             )
         worst: list[tuple[float, Origin]] = []
+        with computing_in(self.dtype, self.device):
+            self.target.before_batches(mine, moment)
+            for retention in self.retentions:
+                retention.before_batches(mine, moment)
         sums = self._backward(batches, moment, units, worst)
         self.placement.add_up_gradients(self.trained)
         penalty = self._penalty(moment)
         if penalty is not None:
             penalty.backward()
+            sums["penalty"] = sums.get("penalty", 0.0) + float(penalty.detach())
         grad_norm = self.placement.clip(self.trained, self.clip)
         self.watch.check(number, sums["loss"] / units, grad_norm, partial(self._of_all, worst))
         self.optimizer.step()
@@ -175,7 +193,7 @@ class Loop:
             "grad_norm": grad_norm,
             "tokens": self.totals["tokens"],
             "supervised_tokens": self.totals["supervised_tokens"],
-            **({} if penalty is None else {"penalty": float(penalty.detach())}),
+            **({"penalty": sums.pop("penalty")} if "penalty" in sums else {}),
             **{name: value / units for name, value in sums.items()},
         }
 
@@ -195,6 +213,7 @@ class Loop:
                 with computing_in(self.dtype, self.device):
                     loss = self.placement.forward(partial(self.target.loss, batch, moment))
                 self.placement.backward(loss.total * counts / units, is_last=place == len(batches))
+                penalty = self._batch_penalty(batch, moment)
             if not counts:
                 continue
             met = {
@@ -203,6 +222,8 @@ class Loop:
                 "supervised_tokens": batch.num_supervised,
                 "flops": self.flops.count(batch),
             }
+            if penalty is not None:
+                met["penalty"] = penalty
             for name, value in {**loss.metrics, **met}.items():
                 sums[name] = sums.get(name, 0.0) + value
             worst += _by_document(loss, batch)
@@ -210,6 +231,17 @@ class Loop:
 
     def _of_all(self, worst: list[tuple[float, Origin]]) -> list[tuple[float, Origin]]:
         return [entry for own in self.world.gather(worst) for entry in own]
+
+    def _batch_penalty(self, batch: Batch, moment: Moment) -> float | None:
+        """Add the gradient of each retention method's term for a micro-batch, and return the terms' sum."""
+        terms = []
+        for retention in self.retentions:
+            with computing_in(self.dtype, self.device):
+                term = retention.batch_penalty(batch, moment)
+            if term is not None:
+                term.backward()
+                terms.append(float(term.detach()))
+        return sum(terms) if terms else None
 
     def _penalty(self, moment: Moment) -> Tensor | None:
         terms = [self.tuning.penalty(), *(retention.penalty(moment) for retention in self.retentions)]
@@ -233,8 +265,10 @@ class Loop:
         module.eval()
         sums = {"loss": 0.0, "units": 0.0}
         with torch.no_grad(), computing_in(self.dtype, self.device):
-            for batch, counts in self.placement.deal(batches):
-                loss = self.placement.forward(partial(self.target.loss, batch.to(self.device), moment))
+            dealt = [(batch.to(self.device), counts) for batch, counts in self.placement.deal(batches)]
+            self.target.before_batches([batch for batch, counts in dealt if counts], moment)
+            for batch, counts in dealt:
+                loss = self.placement.forward(partial(self.target.loss, batch, moment))
                 if counts:
                     sums["loss"] += float(loss.total)
                     sums["units"] += self.objective.units(batch)

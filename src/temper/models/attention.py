@@ -61,10 +61,15 @@ class PackedLayout:
     """int64, the slot of each token"""
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """sliding-window masks by (length, window), made once for all blocks"""
+    is_causal: bool = True
+    """whether a token sees only what precedes it, or its whole document"""
 
     @staticmethod
-    def of(lengths: Sequence[int], device: torch.device | str = "cpu") -> PackedLayout:
-        """Group documents of `lengths` tokens, which follow one another in the flat run."""
+    def of(lengths: Sequence[int], device: torch.device | str = "cpu", is_causal: bool = True) -> PackedLayout:
+        """Group documents of `lengths` tokens, which follow one another in the flat run.
+
+        Without causality only documents of one length share a group: nothing then hides padding.
+        """
         order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
         starts = [0]
         for length in lengths:
@@ -76,6 +81,8 @@ class PackedLayout:
         while order:
             longest = lengths[order[0]]
             least = 0 if longest <= SHORT_DOCUMENT else longest * LEAST_FILL
+            if not is_causal:
+                least = longest
             members = sorted(index for index in order if lengths[index] >= least)
             taken = set(members)
             order = [index for index in order if index not in taken]
@@ -88,11 +95,13 @@ class PackedLayout:
             total += longest * len(members)
         slots_S, is_padding_S = torch.cat(slots), torch.cat(padding)
         if torch.equal(slots_S, torch.arange(starts[-1])):
-            return PackedLayout(tuple(groups), None, None, None)
+            return PackedLayout(tuple(groups), None, None, None, is_causal=is_causal)
         inverse_T = torch.empty(starts[-1], dtype=torch.int64)
         filled_S = ~is_padding_S
         inverse_T[slots_S[filled_S]] = torch.arange(total)[filled_S]
-        return PackedLayout(tuple(groups), slots_S.to(device), is_padding_S.to(device), inverse_T.to(device))
+        return PackedLayout(
+            tuple(groups), slots_S.to(device), is_padding_S.to(device), inverse_T.to(device), is_causal=is_causal
+        )
 
 
 def packed_inputs(tokens_T: Tensor, positions_T: Tensor, layout: PackedLayout) -> dict[str, Any]:
@@ -180,7 +189,7 @@ def packed_attention(
         flat = [_ToSlots.apply(x, packed) for x in flat]  # type: ignore[no-untyped-call]
     query_SHE, key_SKE, value_SKE = flat
     shapes = [(group.num_documents, group.length) for group in packed.groups]
-    if query.device.type == "cpu" and dtype == torch.bfloat16 and softcap is None and not dropout:
+    if query.device.type == "cpu" and dtype == torch.bfloat16 and packed.is_causal and softcap is None and not dropout:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         joined = cpu_attention.attend(query_SHE, key_SKE, value_SKE, shapes, scale, sliding_window)
     else:
@@ -208,10 +217,11 @@ def _attend(
 ) -> Tensor:
     """Attend within rows: query (G, H, L, E), key and value (G, K, L, E) to (G, H, L, E)."""
     mask, length = None, query.shape[2]
-    if softcap is not None or (window is not None and window < length):
+    if (softcap is not None and layout.is_causal) or (window is not None and window < length):
         shape = (length, min(window or length, length))
         if shape not in layout.masks:
-            layout.masks[shape] = _window_mask(length, length, shape[1], query.device)
+            mask = _window_mask(length, length, shape[1], query.device)
+            layout.masks[shape] = mask if layout.is_causal else mask | mask.T
         mask = layout.masks[shape]
     if softcap is not None:
         return _capped_attention(query, key, value, mask, dropout, scaling, softcap)
@@ -221,7 +231,7 @@ def _attend(
         value,
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=mask is None,
+        is_causal=mask is None and layout.is_causal,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )

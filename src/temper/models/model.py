@@ -9,6 +9,9 @@ from typing import Any
 from temper.models.anatomy import Anatomy
 from temper.models.families import FamilyLayout
 
+HEAD = "head"
+"""the folder of a stage that holds what its objective has learnt itself"""
+
 
 @dataclass
 class Model:
@@ -27,5 +30,7 @@ class Model:
     """how its family was described, None for a family that Temper knows"""
     is_changed: bool = False
     """trained, or changed by a delta, since then: the fingerprint does not name what it is now"""
+    head: Path | None = None
+    """folder of a head that an objective trained on its hidden states"""
     notes: tuple[str, ...] = ()
     """what was chosen where the checkpoint says nothing, such as a padding token"""

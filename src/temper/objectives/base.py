@@ -7,10 +7,13 @@ accumulating gradients equals one large batch exactly.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from temper.core.methods import Live, Method
 from temper.core.schedule import Moment
@@ -18,6 +21,7 @@ from temper.data.encode import Encoder
 from temper.data.example import Format, Row, Sequence
 from temper.data.pack import Batch
 from temper.models.model import Model
+from temper.signals.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,16 @@ class Loss:
 class Target(Live):
     """An objective at work on one model."""
 
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield trainable numbers of the objective's own (a head), by name, as a tuner does."""
+        return iter(())
+
+    def save(self, folder: Path) -> None:
+        """Write what it has learnt itself into a stage's folder, as `head/`."""
+
+    def before_batches(self, batches: Many[Batch], moment: Moment) -> None:
+        """Look at all micro-batches of a step, before the first `loss`: for what is taken over the whole step."""
+
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         """Run the model forward on a micro-batch and return its loss."""
         raise NotImplementedError
@@ -45,6 +59,12 @@ class Objective(Method, axis="objective", packages=("temper.objectives",)):
 
     formats: ClassVar[frozenset[Format]] = frozenset()
     """the row formats that it can be trained on"""
+    works_on_pieces: ClassVar[bool] = False
+    """It runs the model that trains and no other, so that tensors may be divided among processes (DTensor)."""
+
+    def models(self) -> Many[str]:
+        """Return the stages (or `base`) whose models it asks, besides the one that it trains."""
+        return ()
 
     def encode(self, row: Row, encoder: Encoder) -> list[tuple[Sequence, ...]]:
         """Turn a row into examples, each a tuple of sequences.
@@ -58,6 +78,6 @@ class Objective(Method, axis="objective", packages=("temper.objectives",)):
         """Count what the loss is a mean over (for token losses: the sum of weights)."""
         return float(batch.weights_N.sum())
 
-    def build(self, model: Model) -> Target:
-        """Return the objective at work on a model."""
+    def build(self, model: Model, setup: Setup) -> Target:
+        """Return the objective at work on a model, before the first step."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ from temper.data.example import Format, Row, Sequence
 from temper.models.model import Model
 from temper.objectives.base import Objective
 from temper.objectives.sft import TokenLoss
+from temper.signals.setup import Setup
 
 
 class LanguageModelling(Objective, name="lm"):
@@ -20,10 +21,11 @@ class LanguageModelling(Objective, name="lm"):
     (continued pre-training; the objective itself is the causal language model's).
     """
 
+    works_on_pieces: ClassVar[bool] = True
     formats: ClassVar[frozenset[Format]] = frozenset({"text", "messages", "completion"})
 
     def encode(self, row: Row, encoder: Encoder) -> list[tuple[Sequence, ...]]:
         return [(sequence,) for sequence in encoder.plain(row)]
 
-    def build(self, model: Model) -> TokenLoss:
+    def build(self, model: Model, setup: Setup) -> TokenLoss:
         return TokenLoss(model)

@@ -11,6 +11,7 @@ from temper.data.pack import Batch
 from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
 from temper.signals.forward import document_sums, summed_logprobs
+from temper.signals.setup import Setup
 
 
 class TokenLoss(Target):
@@ -35,10 +36,11 @@ class SupervisedFineTuning(Objective, name="sft"):
     Paper: Training language models to follow instructions with human feedback, arXiv:2203.02155 (its first step).
     """
 
+    works_on_pieces: ClassVar[bool] = True
     formats: ClassVar[frozenset[Format]] = frozenset({"messages", "completion", "text"})
 
     def encode(self, row: Row, encoder: Encoder) -> list[tuple[Sequence, ...]]:
         return [(encoder.supervised(row),)]
 
-    def build(self, model: Model) -> TokenLoss:
+    def build(self, model: Model, setup: Setup) -> TokenLoss:
         return TokenLoss(model)

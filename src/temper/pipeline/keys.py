@@ -13,14 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import filterfalse
+from pathlib import Path
 from typing import Any
 
 from temper.core.hashing import hash_json
 from temper.core.methods import methods_in
 from temper.data.source import Source
 from temper.data.sources.stage import StageData
+from temper.pipeline.base import Base
 from temper.pipeline.recipe import Recipe, Step
 from temper.pipeline.references import BASE, data_stages, previous_of
+from temper.signals.setup import is_outside
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Planned:
     step: Step
     key: str
     previous: str
-    """the stage (or `base`) that its model is compared with: the one it reads, where it reads one"""
+    """the stage (or `base`) that its model is compared with: `Stage.starts_from`"""
     before: str
     """the nearest stage before it that makes a model, or `base`: the default of `from`"""
     models: tuple[str, ...]
@@ -67,7 +71,8 @@ def plan(recipe: Recipe, base_key: str) -> list[Planned]:
     fingerprints: dict[str, str] = {}
     planned = []
     for step, before in zip(recipe.stages, previous_of(recipe.stages), strict=True):
-        models = tuple(step.stage.models(before))
+        asked = step.stage.models(before)
+        models = tuple(filterfalse(is_outside, asked))
         data = tuple(data_stages(step))
         sources = {
             label: fingerprint
@@ -84,11 +89,12 @@ def plan(recipe: Recipe, base_key: str) -> list[Planned]:
                 "code": code_versions(step),
                 "sources": list(sources.values()),
                 "models": [keys[name] for name in models],
+                "outside": [Base(path=name).key(Path(), recipe.seed) for name in filter(is_outside, asked)],
                 "data": [keys[name] for name in data],
             }
         )
         keys[step.name] = key
-        previous = models[0] if len(models) == 1 else before
+        previous = step.stage.starts_from(before)
         planned.append(Planned(step, key, previous, before, models, data, sources))
     return planned
 

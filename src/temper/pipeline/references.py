@@ -7,6 +7,7 @@ or a name that is nearly another's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import filterfalse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,7 @@ from temper.data.source import Source
 from temper.data.sources.file import FileSource
 from temper.data.sources.stage import StageData
 from temper.pipeline.document import Step as PathStep
+from temper.signals.setup import is_outside
 
 if TYPE_CHECKING:
     from temper.pipeline.recipe import Step
@@ -61,7 +63,7 @@ def check_references(steps: tuple[Step, ...]) -> tuple[Step, ...]:
         elif step.name in names[:index]:
             reason = f"is also the name of stages[{names.index(step.name)}]"
             problems.append(((*at, "name"), step.name, reason, "choose another name"))
-        for name in step.stage.models(previous):
+        for name in filterfalse(is_outside, step.stage.models(previous)):
             problems += _model_problem(steps, index, name)
         resolved.append(step.model_copy(update={"stage": replace_sources(step.stage, _resolver(steps, index))}))
         problems += _data_problems(steps, index, resolved[-1])

@@ -17,13 +17,14 @@ from temper.delta.base import PROVENANCE_FILE
 from temper.delta.lineage import trace
 from temper.engine.distributed import World
 from temper.models.load import fingerprint_module, load_model
-from temper.models.model import Model
+from temper.models.model import HEAD, Model
 from temper.pipeline.base import Base
 from temper.pipeline.references import BASE
+from temper.signals.setup import is_outside
 
 CACHE = ".cache"
 """folder beside the runs: lab bases and prepared data, made again when deleted"""
-RESULTS = ("delta", "model", DATA_FILE)
+RESULTS = ("delta", "model", HEAD, DATA_FILE)
 """what later stages may read of a stage"""
 
 
@@ -38,11 +39,13 @@ class Shelf:
     """by the stage's name"""
 
     def load(self, stage: str) -> Model:
-        """Load a stage's model (`base`: the recipe's), fresh and with nothing attached.
+        """Load a stage's model (`base`: the recipe's), or one from elsewhere, fresh and with nothing attached.
 
         Raises:
             ModelError: the stage made no model, or its folder is damaged.
         """
+        if is_outside(stage):
+            return Base(path=stage).open(self.cache, self.seed)
         line = trace(stage, self.artifact)
         model = self.base.open(self.cache, self.seed) if line.root is None else load_model(line.root)
         for _, delta in line.deltas:
@@ -50,6 +53,9 @@ class Shelf:
         if line.deltas:
             model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
             model.is_changed = False
+        folder = self.artifact(stage)
+        if folder is not None and (folder / HEAD).is_dir():
+            model.head = folder / HEAD
         return model
 
     def artifact(self, stage: str) -> Path | None:

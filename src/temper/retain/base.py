@@ -1,7 +1,7 @@
 """Without losing what: the axis of retention methods.
 
-A method may mix other data into every batch (`shares`), add a term to the objective (`Retention.penalty`),
-or act at step boundaries (`Live`'s hooks).
+A method may mix other data into every batch (`shares`), add a term to the objective for a step
+(`Retention.penalty`) or for each micro-batch (`Retention.batch_penalty`), or act at step boundaries (`Live`'s hooks).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from temper.core.methods import Live, Method
 from temper.core.schedule import Moment
+from temper.data.pack import Batch
 from temper.data.source import Source
 from temper.models.model import Model
-from temper.tune.base import Tuning
+from temper.signals.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class Share:
 
 class Retention(Live):
     """A retention method at work."""
+
+    def before_batches(self, batches: Sequence[Batch], moment: Moment) -> None:
+        """Look at all micro-batches of a step, before the first `batch_penalty`."""
+
+    def batch_penalty(self, batch: Batch, moment: Moment) -> Tensor | None:
+        """Return what a micro-batch adds to the step's objective, a scalar, or None; called as the loss is."""
+        return None
 
     def penalty(self, moment: Moment) -> Tensor | None:
         """Return a scalar added to the step's objective, or None."""
@@ -47,6 +55,10 @@ class Retain(Method, axis="retain", packages=("temper.retain",)):
         """Declare the data that is mixed in."""
         return ()
 
-    def build(self, model: Model, tuning: Tuning) -> Retention:
+    def models(self) -> Sequence[str]:
+        """Return the stages (or `base`) whose models it asks, besides the one that trains."""
+        return ()
+
+    def build(self, model: Model, setup: Setup) -> Retention:
         """Return the method at work on a model, before the first step."""
         return Retention()

@@ -32,10 +32,14 @@ def logprob(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
     return torch.log_softmax(logits_CV, 1).gather(1, targets_C[:, None])[:, 0]
 
 
-def hidden_states(model: Model, batch: Batch) -> Tensor:
-    """Return the last hidden state of every token, after the last norm, (T, D)."""
+def hidden_states(model: Model, batch: Batch, is_causal: bool = True) -> Tensor:
+    """Return the last hidden state of every token, after the last norm, (T, D).
+
+    Args:
+        is_causal: whether a token sees only what precedes it, or its whole document.
+    """
     backbone = model.module.get_submodule(model.anatomy.backbone)
-    layout = PackedLayout.of(batch.lengths, batch.tokens_T.device)
+    layout = PackedLayout.of(batch.lengths, batch.tokens_T.device, is_causal)
     return backbone(**packed_inputs(batch.tokens_T, batch.positions_T, layout)).last_hidden_state[0]  # type: ignore[no-any-return]
 
 
@@ -67,9 +71,9 @@ def project(
     parts = []
     for hidden_CD, targets_C in zip(hidden_ND.split(per_chunk), targets_N.split(per_chunk), strict=True):
         if torch.is_grad_enabled():
-            part = checkpoint(_reduced, model, head, hidden_CD, targets_C, reduce, use_reentrant=False)
+            part = checkpoint(_reduced, model, hidden_CD, targets_C, reduce, use_reentrant=False)
         else:
-            part = _reduced(model, head, hidden_CD, targets_C, reduce)
+            part = _reduced(model, hidden_CD, targets_C, reduce)
         parts.append(part)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -90,14 +94,19 @@ def _is_plain(model: Model, head: nn.Module) -> bool:
     return is_bare and model.anatomy.logit_softcap is None
 
 
-def _reduced(model: Model, head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, reduce: Reduction) -> Tensor:
-    logits_CV = head(hidden_CD).float()
+def _reduced(model: Model, hidden_CD: Tensor, targets_C: Tensor, reduce: Reduction) -> Tensor:
+    return reduce(logits_of(model, hidden_CD), targets_C)
+
+
+def logits_of(model: Model, hidden_CD: Tensor) -> Tensor:
+    """Return the logits that hidden states give, (C, V), float32: for few tokens at a time."""
+    logits_CV: Tensor = model.module.get_submodule(model.anatomy.head)(hidden_CD).float()
     if model.anatomy.logit_scale != 1.0:
         logits_CV = logits_CV * model.anatomy.logit_scale
     cap = model.anatomy.logit_softcap
     if cap is not None:
         logits_CV = torch.tanh(logits_CV / cap) * cap
-    return reduce(logits_CV, targets_C)
+    return logits_CV
 
 
 def forward(model: Model, batch: Batch, reduce: Reduction = logprob) -> Tensor:

@@ -76,6 +76,11 @@ class Stage(Method, axis="stage", packages=("temper.stages",)):
         """
         return (previous,)
 
+    def starts_from(self, previous: str) -> str:
+        """Return the stage (or `base`) that this one's model is compared with: the one it reads, where it reads one."""
+        models = self.models(previous)
+        return models[0] if len(models) == 1 else previous
+
     def sources(self) -> Sequence[Source]:
         """Return the data that this stage reads."""
         return ()

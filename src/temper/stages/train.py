@@ -14,10 +14,9 @@ from temper.core.hashing import hash_json
 from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.engine.checkpoint import Checkpoints
-from temper.engine.fit import FitSettings, fit
+from temper.engine.fit import FitSettings, Fitted, fit
 from temper.engine.progress import showing_progress
 from temper.stages.base import Context, Outcome, Stage
-from temper.tune.base import Tuning
 
 
 class Train(Stage, FitSettings, name="train"):
@@ -32,43 +31,47 @@ class Train(Stage, FitSettings, name="train"):
     seed: int | None = Field(None, ge=0, lt=2**63, description="of this stage; the recipe's where not given")
 
     def models(self, previous: str) -> Sequence[str]:
-        return (self.from_stage or previous,)
+        return tuple(dict.fromkeys((self.starts_from(previous), *self.asked_models)))
+
+    def starts_from(self, previous: str) -> str:
+        return self.from_stage or previous
 
     def sources(self) -> Sequence[Source]:
         replayed = [source for share in self.shares for source in share.sources]
         return (*self.data, *replayed)
 
     def run(self, context: Context, previous: str) -> Outcome:
-        (start,) = self.models(previous)
         parts = [context.open(source) for source in self.data]
         rows = Rows.concatenate(parts, hash_json([part.fingerprint for part in parts]))
         is_main = context.world.is_main
         with showing_progress(context.name, self.budget.steps) if is_main else nullcontext() as show:
             fitted = fit(
-                context.load(start),
+                context.load(self.starts_from(previous)),
                 rows,
                 self,
                 folder=context.folder,
                 seed=context.seed if self.seed is None else self.seed,
                 on_bad_rows=context.on_bad_rows,
                 open_source=context.open,
+                load=context.load,
                 stage=context.name,
                 on_step=show,
                 world=context.world,
             )
         if is_main:
-            _save(fitted.tuning, context.folder)
+            _save(fitted, context.folder)
             # The result is whole: the checkpoints have done their work.
             Checkpoints(context.folder / "checkpoints").remove()
         return Outcome(cost=fitted.cost, details=fitted.details, warnings=fitted.warnings)
 
 
-def _save(tuning: Tuning, folder: Path) -> None:
+def _save(fitted: Fitted, folder: Path) -> None:
     """Write the result beside its place and move it there, so that a kill leaves it whole or absent."""
     partial = folder / "result.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    tuning.save(partial)
+    fitted.tuning.save(partial)
+    fitted.target.save(partial)
     for child in sorted(partial.iterdir()):
         shutil.rmtree(folder / child.name, ignore_errors=True)
         child.rename(folder / child.name)
