@@ -26,6 +26,7 @@ FLOORS = (
         "optim",
         "objectives",
         "retain",
+        "mix",
         "select",
         "synthesize",
         "merge",

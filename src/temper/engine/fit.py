@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from temper.core.errors import SettingError
 from temper.core.methods import Settings
 from temper.core.schedule import Schedule
 from temper.data.encode import Encoder
-from temper.data.example import Row
+from temper.data.example import Example, Row
 from temper.data.example import Sequence as Tokens
 from temper.data.rows import BadRow, Rows
 from temper.data.source import OnBadRows, Source
-from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps
+from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps, Stream
 from temper.engine.cost import peak_memory_bytes, reset_peak_memory
-from temper.engine.loop import Loop, Metrics, Validation, to_batches
+from temper.engine.loop import Loop, Metrics, Validation, mean_loss, to_batches
+from temper.engine.mixing import Mixture
 from temper.engine.precision import Precision, best_device, resolve
 from temper.engine.trackers.base import Tracker, Tracking
+from temper.mix.base import Mix
 from temper.models.load import fingerprint_module
 from temper.models.model import Model
 from temper.objectives.base import Objective
@@ -58,6 +60,9 @@ class FitSettings(Settings):
     objective: Objective = Field(default_factory=lambda: Objective.parse("sft"), description="towards what")
     optimizer: Optim = Field(default_factory=lambda: Optim.parse("adamw"), description="how the numbers move")
     retain: tuple[Retain, ...] = Field((), description="without losing what: a list of methods")
+    mix: Mix | None = Field(
+        None, description="in what proportion the sources are drawn; null: all their rows are put together and shuffled"
+    )
     lr: PositiveFloat | None = Field(None, description="peak learning rate; the tuner's own default where not given")
     schedule: Schedule = Field(
         default_factory=lambda: Schedule.parse("cosine"),
@@ -136,7 +141,7 @@ class Fitted:
 
 def fit(
     model: Model,
-    rows: Rows,
+    rows: Rows | Sequence[Rows],
     settings: FitSettings,
     *,
     folder: Path | None = None,
@@ -150,7 +155,7 @@ def fit(
 
     Args:
         model: trained in place; `Fitted.tuning` saves, merges or detaches what moved.
-        rows: the training data.
+        rows: the training data; several sources where they are to be mixed.
         settings: every choice of the stage.
         folder: holds `metrics.jsonl` and the checkpoints from which a killed fit continues; None for a temporary one.
         seed: of the data's order, the tuner's start and dropout.
@@ -178,6 +183,8 @@ def fit(
                 stage=stage,
                 on_step=on_step,
             )
+    sources = [rows] if isinstance(rows, Rows) else list(rows)
+    rows = Rows.concatenate(sources, "")
     check_formats(rows, settings.objective)
     device = best_device()
     model.module.to(device)
@@ -195,9 +202,11 @@ def fit(
     def encode(row: Row) -> list[tuple[Tokens, ...]]:
         return settings.objective.encode(row, encoder)
 
+    def encoded(indices: NDArray[np.int64]) -> EncodedRows:
+        return EncodedRows(rows, encode, on_bad_rows, indices)
+
     held_out, kept = _hold_out(len(rows), settings.validation, seed)
-    main = EncodedRows(rows, encode, on_bad_rows, kept)
-    aside = EncodedRows(rows, encode, on_bad_rows, held_out)
+    aside = encoded(held_out)
     validation = None
     if settings.validation is not None:
         examples = [example for of_row in aside.get(range(len(held_out))) for example in of_row]
@@ -210,16 +219,30 @@ def fit(
             )
         batches = to_batches(examples, micro_tokens)
         validation = Validation(batches, settings.validation.every_steps, settings.validation.patience)
+    target = settings.objective.build(model)
+    mixture: Mixture | None = None
+    main: Stream
+    if settings.mix is None:
+        main = ShuffledStream(encoded(kept), _seed(seed, _MAIN_STREAM, 0))
+    else:
+
+        def loss_of(examples: Sequence[Example]) -> float:
+            return mean_loss(target, settings.objective, to_batches(examples, micro_tokens), dtype, device, model)
+
+        ends = np.cumsum([len(source) for source in sources])
+        by_source = np.split(kept, np.searchsorted(kept, ends[:-1]))
+        mixture = Mixture.of(settings.mix, by_source, encoded, loss_of, seed)
+        main = mixture.stream
     shares = []
     for share in settings.shares:
         mixed_in = _open_all(share.sources, open_source, on_bad_rows)
         check_formats(mixed_in, settings.objective)
         shares.append((EncodedRows(mixed_in, encode, on_bad_rows), share.share))
     steps = Steps(
-        ShuffledStream(main, _seed(seed, _MAIN_STREAM, 0)),
+        main,
         [
-            (ShuffledStream(encoded, _seed(seed, _SHARE_STREAM, number)), share)
-            for number, (encoded, share) in enumerate(shares)
+            (ShuffledStream(part, _seed(seed, _SHARE_STREAM, number)), share)
+            for number, (part, share) in enumerate(shares)
         ],
         settings.budget,
         None if settings.batch_tokens is not None else settings.batch_size or 32,
@@ -232,7 +255,7 @@ def fit(
         model=model,
         tuning=tuning,
         objective=settings.objective,
-        target=settings.objective.build(model),
+        target=target,
         optimizer=settings.optimizer.build(parameters, lr),
         schedule=settings.schedule,
         steps=steps,
@@ -246,14 +269,16 @@ def fit(
         dtype=dtype,
         stage=stage,
         on_step=lambda metrics: _tell(metrics, on_step, trackings),
+        further=() if mixture is None else (mixture.mixing,),
     )
     try:
         totals = loop.run()
     finally:
         for tracking in trackings:
             tracking.close()
-    tallies = [main.tally, aside.tally, *(encoded.tally for encoded, _ in shares)]
-    bad = [row for source in (rows, *(encoded.rows for encoded, _ in shares)) for row in source.bad]
+    put_aside = [aside, *(() if mixture is None else mixture.held_out)]
+    tallies = [part.tally for part in (*main.parts, *put_aside, *(part for part, _ in shares))]
+    bad = [row for source in (rows, *(part.rows for part, _ in shares)) for row in source.bad]
     bad += [row for tally in tallies for row in tally.bad]
     _write_quarantine(folder / "quarantine.jsonl", bad)
     details: dict[str, Any] = {
@@ -261,16 +286,17 @@ def fit(
         "trainable_parameters": sum(parameter.numel() for _, parameter in parameters),
         "rows": len(rows),
         "bad_rows": len(bad),
-        "held_out": aside.tally.examples,
-        "examples": main.tally.examples,
+        "held_out": sum(part.tally.examples for part in put_aside),
+        "examples": sum(part.tally.examples for part in main.parts),
         "truncated": sum(tally.truncated for tally in tallies),
         "truncated_tokens": sum(tally.truncated_tokens for tally in tallies),
-        "longest": main.tally.longest,
+        "longest": max(part.tally.longest for part in main.parts),
         "lr": lr,
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
         "threads": torch.get_num_threads(),
         **{name: totals[name] for name in ("loss", "best_step", "best_validation_loss") if name in totals},
+        **({} if mixture is None else {"mixture": mixture.report()}),
     }
     cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
     cost["peak_memory_bytes"] = peak_memory_bytes(device)

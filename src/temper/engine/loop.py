@@ -72,11 +72,13 @@ class Loop:
     dtype: torch.dtype = torch.float32
     stage: str = ""
     on_step: Callable[[Metrics], None] = field(default=lambda metrics: None)
+    further: Sequence[Live] = ()
+    """what else lives while training, such as a mixture of the data"""
 
     def __post_init__(self) -> None:
         self.device = next(self.model.module.parameters()).device
         self.trained: list[tuple[str, nn.Parameter]] = list(self.tuning.parameters())
-        self.lives: list[Live] = [self.tuning, self.target, *self.retentions]
+        self.lives: list[Live] = [self.tuning, self.target, *self.retentions, *self.further]
         self.watch = LossWatch(self.spike)
         self.flops = FlopCounter(self.model)
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
@@ -99,7 +101,8 @@ class Loop:
         started = time.monotonic() - self.totals["seconds"]
         self.model.module.train()
         # On a GPU the next batches are made while it computes; on a CPU a second thread would only compete.
-        source = ahead(iter(self.steps)) if self.device.type != "cpu" else iter(self.steps)
+        is_ahead = self.device.type != "cpu" and not self.steps.is_live
+        source = ahead(iter(self.steps)) if is_ahead else iter(self.steps)
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
             for step in source:
                 if self._is_over():
@@ -201,7 +204,7 @@ class Loop:
             "lives": [live.state_dict() for live in self.lives],
             "watch": self.watch.state_dict(),
             "stream": dict(stream),
-            "met": [source.encoded.state_dict() for source in self.steps.streams],
+            "met": [part.state_dict() for part in self.steps.encoded],
             "made_by": self._made_by(),
             "totals": self.totals,
             "best": self.best,
@@ -231,8 +234,8 @@ class Loop:
                 live.load_state_dict(kept)
             self.watch.load_state_dict(state["watch"])
             self.steps.load_state_dict(state["stream"])
-            for source, met in zip(self.steps.streams, state["met"], strict=True):
-                source.encoded.load_state_dict(met)
+            for part, met in zip(self.steps.encoded, state["met"], strict=True):
+                part.load_state_dict(met)
             self.totals, self.best = state["totals"], state["best"]
         _cut_lines(self.folder / "metrics.jsonl", int(self.totals["steps"]))
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from temper.core.hashing import hash_json
-from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.engine.checkpoint import Checkpoints
 from temper.engine.fit import FitSettings, fit
@@ -21,7 +19,9 @@ from temper.tune.base import Tuning
 class Train(Stage, FitSettings, name="train"):
     """Train the model of an earlier stage on data."""
 
-    data: tuple[Source, ...] = Field(description="sources of rows, shuffled together", min_length=1)
+    data: tuple[Source, ...] = Field(
+        description="sources of rows, shuffled together unless `mix` says otherwise", min_length=1
+    )
     from_stage: str | None = Field(
         None, alias="from", description="stage whose model is trained, or base; the nearest model before, if not given"
     )
@@ -37,11 +37,10 @@ class Train(Stage, FitSettings, name="train"):
     def run(self, context: Context, previous: str) -> Outcome:
         (start,) = self.models(previous)
         parts = [context.open(source) for source in self.data]
-        rows = Rows.concatenate(parts, hash_json([part.fingerprint for part in parts]))
         with showing_progress(context.name, self.budget.steps) as show:
             fitted = fit(
                 context.load(start),
-                rows,
+                parts,
                 self,
                 folder=context.folder,
                 seed=context.seed if self.seed is None else self.seed,
@@ -51,6 +50,8 @@ class Train(Stage, FitSettings, name="train"):
                 on_step=show,
             )
         _save(fitted.tuning, context.folder)
+        for source, part in zip(self.data, fitted.details.get("mixture", ()), strict=False):
+            part["source"] = source.label
         # The result is whole: the checkpoints have done their work.
         Checkpoints(context.folder / "checkpoints").remove()
         return Outcome(cost=fitted.cost, details=fitted.details, warnings=fitted.warnings)
