@@ -68,6 +68,8 @@ class Method(Settings):
     method_name: ClassVar[str] = ""
     example: ClassVar[Mapping[str, Any]] = {}
     """settings with which it can be tried on the lab's data, where its defaults do not do"""
+    formats: ClassVar[frozenset[str] | None] = None
+    """the row formats that it works on; None where it looks at no rows"""
     _packages: ClassVar[tuple[str, ...]] = ()
     _registered: ClassVar[dict[str, type[Method]]] = {}
     _axis_class: ClassVar[type[Method]]

@@ -39,6 +39,11 @@ class Select(Stage, name="select"):
 
     produces: ClassVar[Literal["model", "data", "files"]] = "data"
 
+    example: ClassVar[dict[str, Any]] = {
+        "method": "random",
+        "data": [{"lab": {"skill": skill, "num": 16}} for skill in ("copy", "shift")],
+    }
+
     method: Selector = Field(description="how rows are chosen")
     data: tuple[Source, ...] = Field(description="sources of rows to choose from", min_length=1)
     from_stage: str | None = Field(

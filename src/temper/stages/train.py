@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +19,12 @@ from temper.tune.base import Tuning
 
 class Train(Stage, FitSettings, name="train"):
     """Train the model of an earlier stage on data."""
+
+    example: ClassVar[dict[str, Any]] = {
+        "data": [{"lab": {"skill": skill, "num": 16}} for skill in ("copy", "shift")],
+        "steps": 2,
+        "batch_size": 4,
+    }
 
     data: tuple[Source, ...] = Field(
         description="sources of rows, shuffled together unless `mix` says otherwise", min_length=1
