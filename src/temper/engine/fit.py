@@ -30,6 +30,7 @@ from temper.engine.cost import peak_memory_bytes, reset_peak_memory
 from temper.engine.loop import Loop, Metrics, Validation, mean_loss, to_batches
 from temper.engine.mixing import Mixture
 from temper.engine.precision import Precision, best_device, resolve
+from temper.engine.snapshots import Snapshots
 from temper.engine.trackers.base import Tracker, Tracking
 from temper.mix.base import Mix
 from temper.models.load import fingerprint_module
@@ -97,6 +98,12 @@ class FitSettings(Settings):
     precision: Precision = Field("auto", description="auto, fp32 or bf16: in which numbers the model computes")
     checkpoint_steps: PositiveInt = Field(100, description="optimizer steps between checkpoints")
     validation: ValidationSettings | None = Field(None, description="rows held out to pick the best step; null: none")
+    snapshots: int = Field(
+        0,
+        ge=0,
+        description="states kept evenly over the stage, with the optimizer's moments, for methods that look at how it "
+        "went",
+    )
     track: tuple[Tracker, ...] = Field((), description="where the numbers are shown besides metrics.jsonl")
 
     @model_validator(mode="after")
@@ -109,6 +116,9 @@ class FitSettings(Settings):
                     f"is given beside {one}",
                     f"{one} and {other} are one choice: give one of them",
                 )
+        if self.snapshots and self.validation is not None:
+            reason = "keeps the way to the last step, and validation returns to the best one"
+            raise SettingError("snapshots", self.snapshots, reason, "leave one of the two out")
         total = sum(share.share for share in self.shares)
         if total >= 1:
             raise SettingError(
@@ -250,13 +260,18 @@ def fit(
     )
     parameters = list(tuning.parameters())
     lr = type(settings.tune).default_lr if settings.lr is None else settings.lr
+    optimizer = settings.optimizer.build(parameters, lr)
+    facts = {"tune": settings.tune.written(), "seed": seed}
+    snapshots = Snapshots(settings.snapshots, folder, facts) if settings.snapshots else None
+    if snapshots is not None:
+        snapshots.watch(parameters, optimizer)
     trackings = [tracker.open(stage, folder) for tracker in settings.track]
     loop = Loop(
         model=model,
         tuning=tuning,
         objective=settings.objective,
         target=target,
-        optimizer=settings.optimizer.build(parameters, lr),
+        optimizer=optimizer,
         schedule=settings.schedule,
         steps=steps,
         folder=folder,
@@ -269,10 +284,12 @@ def fit(
         dtype=dtype,
         stage=stage,
         on_step=lambda metrics: _tell(metrics, on_step, trackings),
-        further=() if mixture is None else (mixture.mixing,),
+        further=[live for live in (None if mixture is None else mixture.mixing, snapshots) if live is not None],
     )
     try:
         totals = loop.run()
+        if snapshots is not None:
+            snapshots.finish()
     finally:
         for tracking in trackings:
             tracking.close()

@@ -24,6 +24,7 @@ class Train(Stage, FitSettings, name="train"):
         "data": [{"lab": {"skill": skill, "num": 16}} for skill in ("copy", "shift")],
         "steps": 2,
         "batch_size": 4,
+        "snapshots": 1,
     }
 
     data: tuple[Source, ...] = Field(
