@@ -135,7 +135,7 @@ def test_a_resumed_mixture_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Pat
 def test_the_report_says_what_was_drawn(tmp_path: Path, name: str) -> None:
     fitted = train(tmp_path, CONTRACTS[name], validation={"share": 0.1})
     report = fitted.details["mixture"]
-    held_out = 7 + 3 * Mix.parse(CONTRACTS[name]).num_held_out
+    held_out = 7 + len(SOURCES) * Mix.parse(CONTRACTS[name]).num_held_out
     assert sum(part["rows"] for part in report) == 70 - held_out and fitted.details["held_out"] == held_out
     assert sum(part["drawn"] for part in report) == 48
     assert sum(part["weight"] for part in report) == pytest.approx(1)
