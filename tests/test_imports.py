@@ -27,6 +27,7 @@ FLOORS = (
         "objectives",
         "retain",
         "mix",
+        "verify",
         "select",
         "synthesize",
         "merge",

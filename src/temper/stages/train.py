@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.engine.checkpoint import Checkpoints
 from temper.engine.fit import FitSettings, fit
 from temper.engine.progress import showing_progress
+from temper.models.model import Model
 from temper.stages.base import Context, Outcome, Stage
 from temper.tune.base import Tuning
 
@@ -45,24 +47,33 @@ class Train(Stage, FitSettings, name="train"):
     def run(self, context: Context, previous: str) -> Outcome:
         (start,) = self.models(previous)
         parts = [context.open(source) for source in self.data]
-        with showing_progress(context.name, self.budget.steps) as show:
-            fitted = fit(
-                context.load(start),
-                parts,
-                self,
-                folder=context.folder,
-                seed=context.seed if self.seed is None else self.seed,
-                on_bad_rows=context.on_bad_rows,
-                open_source=context.open,
-                stage=context.name,
-                on_step=show,
-            )
-        _save(fitted.tuning, context.folder)
-        for source, part in zip(self.data, fitted.details.get("mixture", ()), strict=False):
+        seed = context.seed if self.seed is None else self.seed
+        outcome = train_into(context.folder, context, parts, context.load(start), self, seed)
+        for source, part in zip(self.data, outcome.details.get("mixture", ()), strict=False):
             part["source"] = source.label
-        # The result is whole: the checkpoints have done their work.
-        Checkpoints(context.folder / "checkpoints").remove()
-        return Outcome(cost=fitted.cost, details=fitted.details, warnings=fitted.warnings)
+        return outcome
+
+
+def train_into(
+    folder: Path, context: Context, parts: Sequence[Rows], model: Model, settings: FitSettings, seed: int
+) -> Outcome:
+    """Train a model on rows and leave the result in a folder; called again after a kill, it goes on where it was."""
+    with showing_progress(context.name, settings.budget.steps) as show:
+        fitted = fit(
+            model,
+            parts,
+            settings,
+            folder=folder,
+            seed=seed,
+            on_bad_rows=context.on_bad_rows,
+            open_source=context.open,
+            stage=context.name,
+            on_step=show,
+        )
+    _save(fitted.tuning, folder)
+    # The result is whole: the checkpoints have done their work.
+    Checkpoints(folder / "checkpoints").remove()
+    return Outcome(cost=fitted.cost, details=fitted.details, warnings=fitted.warnings)
 
 
 def _save(tuning: Tuning, folder: Path) -> None:
