@@ -148,6 +148,11 @@ def test_the_whole_matrix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
     some = probe("mix")
     assert {trial.methods for trial in some if len(trial.methods) == 2} == {m for m in pairs if "mix/temperature" in m}
+    two = probe("tune+mix")
+    assert {trial.methods for trial in two if len(trial.methods) == 2} == {
+        ("tune/full", "mix/temperature"),
+        ("tune/lora", "mix/temperature"),
+    }
     with pytest.raises(SettingError, match="'mixed' is no method and no axis with a place in a recipe"):
         probe("mixed")
 

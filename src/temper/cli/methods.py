@@ -19,7 +19,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method, an axis, or axis/method: shows its pages.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A method, an axis, or axis/method: shows its pages; with --probe also ONE+OTHER."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
     probe: Annotated[
         bool, typer.Option("--probe", help="Try every pair of methods across axes (with NAME, only its pairs).")

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -77,14 +78,20 @@ class Place:
 
 def find_places() -> dict[str, Place]:
     """Return the place of each axis that has one, by the axis' name."""
-    kinds = sorted(Stage.methods().values(), key=lambda kind: (-len(list(_axes_of(kind))), kind.method_name))
-    hosts = [*kinds, *(method for axis in AXES.values() if axis is not Stage for method in axis.methods().values())]
-    places: dict[str, Place] = {}
+    hosts = [method for axis in AXES.values() for method in axis.methods().values()]
+    found: dict[str, list[Place]] = {}
     for host in hosts:
         for axis, field, is_list in _axes_of(host):
             if axis != host.axis:
-                places.setdefault(axis, Place(host, field, is_list))
-    return places
+                found.setdefault(axis, []).append(Place(host, field, is_list))
+
+    return {axis: min(places, key=partial(_rank, axis)) for axis, places in found.items()}
+
+
+def _rank(axis: str, place: Place) -> tuple[bool, bool, int, str]:
+    """Put a stage before a method, one of the axis' own name before others, then the one with most choices."""
+    host = place.host
+    return host.axis != Stage.axis, host.method_name != axis, -len(list(_axes_of(host))), host.method_name
 
 
 def _axes_of(owner: type[BaseModel]) -> Iterator[tuple[str, str, bool]]:
@@ -113,7 +120,6 @@ class Probe:
         self.places = find_places()
         kinds = Stage.methods()
         self.main = max(sorted(kinds), key=lambda name: len(list(_axes_of(kinds[name]))))
-        self.number = 0
         save_model(new_model(ARCHITECTURE.config(VOCABULARY), character_tokenizer(), seed=0), folder / "base")
 
     def methods(self) -> list[type[Method]]:
@@ -177,8 +183,10 @@ class Probe:
             self._put(stages, place.host, {place.host.method_name: place.settings(written)})
 
     def _go(self, recipe: Recipe) -> None:
-        self.number += 1
-        root = self.folder / f"run-{self.number}"
+        with tempfile.TemporaryDirectory(dir=self.folder) as root:
+            self._run_stages(recipe, Path(root))
+
+    def _run_stages(self, recipe: Recipe, root: Path) -> None:
         shelf = Shelf(Base.model_validate(recipe.base.path), self.folder / "cache", recipe.seed)
         form = _common_form(recipe)
         for step, previous in zip(recipe.stages, previous_of(recipe.stages), strict=True):
@@ -214,7 +222,8 @@ def probe(only: str | None = None, say: Callable[[str], None] = lambda text: Non
     A method that fails alone, beside the defaults of the rest, is still tried in pairs: another choice may suit it.
 
     Args:
-        only: pairs in which this method (`name` or `axis/name`) or a method of this axis stands; None for all.
+        only: pairs in which this method (`name` or `axis/name`) or a method of this axis stands; `one+other` for those
+            of the two; None for all.
         say: takes a line now and then.
 
     Raises:
@@ -223,31 +232,36 @@ def probe(only: str | None = None, say: Callable[[str], None] = lambda text: Non
     with tempfile.TemporaryDirectory(prefix="temper-") as folder:
         running = Probe(Path(folder))
         methods = running.methods()
-        wanted = [method for method in methods if only is None or only in _names(method)]
-        if not wanted:
-            known = sorted({name for method in methods for name in _names(method)})
-            raise SettingError(
-                "name", only, "is no method and no axis with a place in a recipe", nearest(str(only), known)
-            )
-        alone = {method: running.run(method) for method in methods}
-        trials = [alone[method] for method in wanted]
+        sides = [_named(methods, name) for name in only.split("+", 1)] if only is not None else [methods]
+        trials = [running.run(method) for method in methods if any(method in side for side in sides)]
         pairs = [
-            (one, other)
-            for one, other in itertools.combinations(methods, 2)
-            if one.axis != other.axis and (one in wanted or other in wanted)
+            pair for pair in itertools.combinations(methods, 2) if pair[0].axis != pair[1].axis and _in(pair, sides)
         ]
         last = time.monotonic()
-        for number, (one, other) in enumerate(pairs):
-            blocked = next((alone[method] for method in (one, other) if alone[method].outcome == "untried"), None)
-            if blocked is None:
-                trials.append(running.run(one, other))
-            else:
-                names = (*alone[one].methods, *alone[other].methods)
-                trials.append(Trial(names, "untried", f"{blocked.methods[0]} alone: {blocked.reason}"))
+        for number, (one, other) in enumerate(pairs, 1):
+            trials.append(running.run(one, other))
             if time.monotonic() - last > 10:
                 last = time.monotonic()
-                say(f"{number + 1} of {len(pairs)} pairs")
+                say(f"{number} of {len(pairs)} pairs")
         return trials
+
+
+def _named(methods: Sequence[type[Method]], name: str) -> list[type[Method]]:
+    """Return the methods that a name, `axis/name` or an axis stands for."""
+    found = [method for method in methods if name in _names(method)]
+    if not found:
+        known = sorted({name for method in methods for name in _names(method)})
+        reason = "is no method and no axis with a place in a recipe"
+        raise SettingError("name", name, reason, nearest(name, known))
+    return found
+
+
+def _in(pair: tuple[type[Method], type[Method]], sides: Sequence[Sequence[type[Method]]]) -> bool:
+    """Tell whether one of a pair is on the first side, and the other on the second where there is one."""
+    one, other = pair
+    if len(sides) == 1:
+        return one in sides[0] or other in sides[0]
+    return (one in sides[0] and other in sides[1]) or (one in sides[1] and other in sides[0])
 
 
 def _lacking(method: type[Method]) -> str:
