@@ -13,6 +13,7 @@ from temper.data.example import Row
 from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.lab.skill import Skill, is_held_out
+from temper.measure.examples import to_question
 from temper.models.model import Model
 from temper.synthesize import base
 from temper.synthesize.base import Round, Synthesizer
@@ -112,6 +113,17 @@ def test_s3ft_answers_conversations_in_their_last_turn(tmp_path: Any, monkeypatc
     says(monkeypatch, lambda prompt: f" {truth}")
     (made,) = S3FT().make(Round(rows, tiny("llama"), seed=0)).rows
     assert made.content["messages"] == [row.content["messages"][0], {"role": "assistant", "content": f" {truth}"}]
+
+
+@pytest.mark.parametrize("form", ["completion", "messages"])
+def test_llm2llm_never_repeats_a_question(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """The shortest strings are soon used up: of one letter there are sixteen, some of them held out."""
+    source = {"lab": {"skill": "copy", "num": 8, "lengths": [1, 1], "form": form}}
+    rows = Source.parse(source).open("train", tmp_path)
+    says(monkeypatch, lambda prompt: "zzz")
+    made = LLM2LLM(per_error=4).make(Round(rows, tiny("llama"), seed=0))
+    questions = [to_question(row).text for row in (*rows, *made.rows)]
+    assert made.counts["wrong"] == 8 and len(set(questions)) == len(questions) <= 16
 
 
 def test_llm2llm_expands_what_was_wrong_and_nothing_else(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from temper.measure.examples import to_question
 from temper.synthesize.base import Made, Round, Synthesizer
 from temper.synthesize.teachers.base import Teacher
 from temper.verify.base import Verifier
@@ -45,7 +46,7 @@ class LLM2LLM(Synthesizer, name="llm2llm"):
         for number in wrong:
             seed = int(np.random.SeedSequence([round.seed, number]).generate_state(1)[0])
             for row in self.teacher.similar(questions[number].row, self.per_error, seed):
-                text = str(row.content.get("prompt", row.content.get("messages")))
+                text = to_question(row).text
                 if text not in known:
                     known.add(text)
                     rows.append(row)
