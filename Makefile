@@ -11,7 +11,7 @@ DEMO ?= recipes/demo.yaml
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test install check browser docs clean
+.PHONY: demo test install check browser docs combinations clean
 .DELETE_ON_ERROR:
 
 demo: .venv/runtime.stamp
@@ -29,6 +29,10 @@ install: .venv/test.stamp
 docs: .venv/test.stamp
 	rm -rf docs/methods
 	$(BIN)/python -m temper.pipeline.pages docs/methods
+
+# Tries every pair of methods across axes: some minutes.
+combinations: .venv/test.stamp
+	$(BIN)/temper methods --probe --to docs/combinations.md
 
 .venv/runtime.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

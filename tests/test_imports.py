@@ -26,6 +26,8 @@ FLOORS = (
         "optim",
         "objectives",
         "retain",
+        "mix",
+        "verify",
         "select",
         "synthesize",
         "merge",

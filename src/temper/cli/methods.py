@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,10 +19,22 @@ def add_to(app: typer.Typer) -> None:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method, an axis, or axis/method: shows its pages.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A method, an axis, or axis/method: shows its pages; with --probe also ONE+OTHER."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Try every pair of methods across axes (with NAME, only its pairs).")
+    ] = False,
+    to: Annotated[
+        Path, typer.Option(help="With --probe: the Markdown file of what combines; everything beside it as .json.")
+    ] = Path("combinations.md"),
 ) -> None:
-    """List every method with its axis, fields and source paper."""
+    """List every method with its axis, fields and source paper; or try which of them combine."""
+    if probe:
+        _probe(name, to)
+        return
     from temper.core.errors import SettingError, nearest
     from temper.pipeline.catalogue import catalogue
 
@@ -42,6 +56,19 @@ def methods(
     else:
         typer.echo("\n\n".join(_axis(axis) for axis in axes))
         typer.echo("\ntemper methods NAME shows a method's settings")
+
+
+def _probe(name: str | None, to: Path) -> None:
+    from temper.pipeline.probe import probe, write_combinations
+
+    trials = probe(name, lambda text: typer.echo(text, err=True))
+    counts = Counter(trial.outcome for trial in trials if len(trial.methods) == 2)
+    for trial in trials:
+        if trial.outcome == "defect" or (trial.outcome == "untried" and len(trial.methods) == 1):
+            typer.echo(f"{trial.outcome}: {' + '.join(trial.methods)}: {trial.reason}")
+    files = write_combinations(trials, to)
+    typer.echo(f"{counts.total()} pairs: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
+    typer.echo(f"written: {', '.join(map(str, files))}")
 
 
 def _axis(axis: AxisPage) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
@@ -65,6 +66,10 @@ class Method(Settings):
 
     axis: ClassVar[str] = ""
     method_name: ClassVar[str] = ""
+    example: ClassVar[Mapping[str, Any]] = {}
+    """settings with which it can be tried on the lab's data, where its defaults do not do"""
+    formats: ClassVar[frozenset[str] | None] = None
+    """the row formats that it works on; None where it looks at no rows"""
     _packages: ClassVar[tuple[str, ...]] = ()
     _registered: ClassVar[dict[str, type[Method]]] = {}
     _axis_class: ClassVar[type[Method]]

@@ -6,6 +6,8 @@ Decisions:
 - Few rows are encoded once, before the first step, so that every bad row is known by then; many rows are
   encoded a window at a time while training, so that the first step does not wait for the last row.
 - Shares of other data are held exactly by always drawing from the stream that lags furthest behind its share.
+- A mixture of sources is drawn in the same way, by weights that may change while training. It is exact at any step:
+  what each source is owed is part of the place in the stream.
 """
 
 from __future__ import annotations
@@ -190,6 +192,24 @@ class ShuffledStream:
         """Passes over the rows given out so far."""
         return self.place.epoch + self.place.row / max(1, len(self.encoded))
 
+    @property
+    def epoch(self) -> int:
+        """Whole passes given out so far."""
+        return self.place.epoch
+
+    @property
+    def parts(self) -> tuple[EncodedRows, ...]:
+        """The rows that it draws from."""
+        return (self.encoded,)
+
+    def state_dict(self) -> list[int]:
+        """Return where it stands, as plain values."""
+        return [self.place.epoch, self.place.row, self.place.piece]
+
+    def load_state_dict(self, state: list[int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.place = Place(*state)
+
     def _row(self, place: Place) -> list[Example]:
         if place.epoch != self._order_epoch:
             count = len(self.encoded)
@@ -202,6 +222,93 @@ class ShuffledStream:
             self._examples = self.encoded.get([int(index) for index in self._order[start : start + WINDOW]])
             self._window = window
         return self._examples[place.row % WINDOW]
+
+
+@dataclass(frozen=True)
+class MixedPlace:
+    """Where a mixture stands."""
+
+    places: tuple[Place, ...]
+    owed: tuple[float, ...]
+    """examples by which each source lags behind its weights so far; their sum is 0"""
+    drawn: tuple[int, ...]
+    """examples given out of each source"""
+
+
+class MixedStream:
+    """Examples without end, of several sources in the proportion of their weights.
+
+    Args:
+        streams: one for each source.
+        weights: returns the sources' weights now, at least 0 and 1 in sum; asked before every example.
+        is_live: the weights follow from the training, so that examples cannot be drawn ahead of it.
+    """
+
+    def __init__(
+        self, streams: Sequence[ShuffledStream], weights: Callable[[], Sequence[float]], is_live: bool = False
+    ) -> None:
+        self.streams, self.weights, self.is_live = tuple(streams), weights, is_live
+        self._owed = [0.0] * len(self.streams)
+        self._drawn = [0] * len(self.streams)
+
+    @property
+    def place(self) -> MixedPlace:
+        """Where it stands."""
+        return MixedPlace(tuple(stream.place for stream in self.streams), tuple(self._owed), tuple(self._drawn))
+
+    @place.setter
+    def place(self, place: MixedPlace) -> None:
+        for stream, own in zip(self.streams, place.places, strict=True):
+            stream.place = own
+        self._owed, self._drawn = list(place.owed), list(place.drawn)
+
+    def next(self) -> Example:
+        """Return the next example, of the source that lags furthest behind.
+
+        Raises:
+            DataError: every row of that source was put aside.
+        """
+        owed = [owed + weight for owed, weight in zip(self._owed, self.weights(), strict=True)]
+        index = int(np.argmax(owed))
+        example = self.streams[index].next()
+        owed[index] -= 1
+        self._owed = owed
+        self._drawn[index] += 1
+        return example
+
+    def is_past(self, epochs: float) -> bool:
+        """Whether as many rows have been given out as `epochs` passes over all sources together hold."""
+        return self.passes >= epochs
+
+    @property
+    def passes(self) -> float:
+        """Rows given out so far, as a multiple of those that all sources hold together."""
+        given = sum(stream.place.epoch * len(stream.encoded) + stream.place.row for stream in self.streams)
+        return given / max(1, sum(len(stream.encoded) for stream in self.streams))
+
+    @property
+    def epoch(self) -> int:
+        """Whole passes given out so far."""
+        return int(self.passes)
+
+    @property
+    def parts(self) -> tuple[EncodedRows, ...]:
+        """The rows that it draws from."""
+        return tuple(stream.encoded for stream in self.streams)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where it stands, as plain values."""
+        places = [stream.state_dict() for stream in self.streams]
+        return {"places": places, "owed": list(self._owed), "drawn": list(self._drawn)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        for stream, own in zip(self.streams, state["places"], strict=True):
+            stream.load_state_dict(own)
+        self._owed, self._drawn = list(state["owed"]), list(state["drawn"])
+
+
+Stream = ShuffledStream | MixedStream
 
 
 @dataclass(frozen=True)
@@ -243,14 +350,14 @@ class Steps:
 
     def __init__(
         self,
-        main: ShuffledStream,
+        main: Stream,
         shares: Sequence[tuple[ShuffledStream, float]],
         budget: Budget,
         batch_size: int | None = None,
         batch_tokens: int | None = None,
     ) -> None:
         assert (batch_size is None) != (batch_tokens is None)
-        self.streams = [main, *(stream for stream, _ in shares)]
+        self.streams: list[Stream] = [main, *(stream for stream, _ in shares)]
         self.parts = [1 - sum(part for _, part in shares), *(part for _, part in shares)]
         self.budget, self.batch_size, self.batch_tokens = budget, batch_size, batch_tokens
         self.used = [0] * len(self.streams)
@@ -261,14 +368,24 @@ class Steps:
         return {
             "step": self.step,
             "used": list(self.used),
-            "places": [[stream.place.epoch, stream.place.row, stream.place.piece] for stream in self.streams],
+            "places": [stream.state_dict() for stream in self.streams],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.step, self.used = state["step"], list(state["used"])
         for stream, place in zip(self.streams, state["places"], strict=True):
-            stream.place = Place(*place)
+            stream.load_state_dict(place)
+
+    @property
+    def encoded(self) -> list[EncodedRows]:
+        """The rows of all streams."""
+        return [part for stream in self.streams for part in stream.parts]
+
+    @property
+    def is_live(self) -> bool:
+        """Whether what is drawn follows from the training so far."""
+        return any(isinstance(stream, MixedStream) and stream.is_live for stream in self.streams)
 
     @property
     def progress(self) -> float:
@@ -280,7 +397,7 @@ class Steps:
 
     def __iter__(self) -> Iterator[Step]:
         while self.progress < 1:
-            progress, epoch, passes = self.progress, self.streams[0].place.epoch, self.streams[0].passes
+            progress, epoch, passes = self.progress, self.streams[0].epoch, self.streams[0].passes
             examples = self._draw()
             self.step += 1
             yield Step(tuple(examples), progress, self.progress, epoch, self.state_dict(), passes)
@@ -295,13 +412,13 @@ class Steps:
             stream = self.streams[index]
             if self.budget.epochs is not None and self.streams[0].is_past(self.budget.epochs):
                 return drawn
-            place = stream.place
+            before = stream.place
             example = stream.next()
             cost = 1 if self.batch_size is not None else example.num_tokens
             limit = self.batch_size if self.batch_size is not None else self.batch_tokens
             assert limit is not None
             if drawn and size + cost > limit:
-                stream.place = place
+                stream.place = before
                 return drawn
             drawn.append(example)
             size += cost

@@ -26,13 +26,16 @@ from temper.data.example import Example, Row
 from temper.data.example import Sequence as Tokens
 from temper.data.rows import BadRow, Rows
 from temper.data.source import OnBadRows, Source
-from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps
+from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps, Stream
 from temper.engine.cost import peak_memory_bytes, reset_peak_memory
 from temper.engine.distributed import World
 from temper.engine.loop import Loop, Metrics, Validation, to_batches
+from temper.engine.mixing import Mixture
 from temper.engine.placement import Replicated, Sharded, is_divided
 from temper.engine.precision import Precision, best_device, computing_in, hold_in, resolve
+from temper.engine.snapshots import Snapshots
 from temper.engine.trackers.base import Tracker, Tracking
+from temper.mix.base import Mix
 from temper.models.load import fingerprint_module
 from temper.models.model import Model
 from temper.objectives.base import Objective, Target
@@ -63,6 +66,9 @@ class FitSettings(Settings):
     objective: Objective = Field(default_factory=lambda: Objective.parse("sft"), description="towards what")
     optimizer: Optim = Field(default_factory=lambda: Optim.parse("adamw"), description="how the numbers move")
     retain: tuple[Retain, ...] = Field((), description="without losing what: a list of methods")
+    mix: Mix | None = Field(
+        None, description="in what proportion the sources are drawn; null: all their rows are put together and shuffled"
+    )
     lr: PositiveFloat | None = Field(None, description="peak learning rate; the tuner's own default where not given")
     schedule: Schedule = Field(
         default_factory=lambda: Schedule.parse("cosine"),
@@ -97,6 +103,12 @@ class FitSettings(Settings):
     precision: Precision = Field("auto", description="auto, fp32 or bf16: in which numbers the model computes")
     checkpoint_steps: PositiveInt = Field(100, description="optimizer steps between checkpoints")
     validation: ValidationSettings | None = Field(None, description="rows held out to pick the best step; null: none")
+    snapshots: int = Field(
+        0,
+        ge=0,
+        description="states kept evenly over the stage, with the optimizer's moments, for methods that look at how it "
+        "went",
+    )
     track: tuple[Tracker, ...] = Field((), description="where the numbers are shown besides metrics.jsonl")
 
     @model_validator(mode="after")
@@ -109,6 +121,9 @@ class FitSettings(Settings):
                     f"is given beside {one}",
                     f"{one} and {other} are one choice: give one of them",
                 )
+        if self.snapshots and self.validation is not None:
+            reason = "keeps the way to the last step, and validation returns to the best one"
+            raise SettingError("snapshots", self.snapshots, reason, "leave one of the two out")
         total = sum(share.share for share in self.shares)
         if total >= 1:
             raise SettingError(
@@ -149,7 +164,7 @@ class Fitted:
 
 def fit(
     model: Model,
-    rows: Rows,
+    rows: Rows | Sequence[Rows],
     settings: FitSettings,
     *,
     folder: Path | None = None,
@@ -168,7 +183,7 @@ def fit(
 
     Args:
         model: trained in place; `Fitted.tuning` saves, merges or detaches what moved.
-        rows: the training data.
+        rows: the training data; several sources where they are to be mixed.
         settings: every choice of the stage.
         folder: holds `metrics.jsonl` and the checkpoints from which a killed fit continues; None for a temporary one.
         seed: of the data's order, the tuner's start and dropout.
@@ -215,6 +230,8 @@ def fit(
                 on_step=on_step,
                 world=world,
             )
+    sources = [rows] if isinstance(rows, Rows) else list(rows)
+    rows = Rows.concatenate(sources, "")
     check_formats(rows, settings.objective)
     device = best_device()
     divides = is_divided(world, _whole_for(settings))
@@ -235,9 +252,11 @@ def fit(
     def encode(row: Row) -> list[tuple[Tokens, ...]]:
         return settings.objective.encode(row, encoder)
 
+    def encoded(indices: NDArray[np.int64]) -> EncodedRows:
+        return EncodedRows(rows, encode, on_bad_rows, indices)
+
     held_out, kept = _hold_out(len(rows), settings.validation, seed)
-    main = EncodedRows(rows, encode, on_bad_rows, kept)
-    aside = EncodedRows(rows, encode, on_bad_rows, held_out)
+    aside = encoded(held_out)
     validation = None
     if settings.validation is not None:
         examples = [example for of_row in aside.get(range(len(held_out))) for example in of_row]
@@ -257,16 +276,28 @@ def fit(
         return EncodedRows(others, encode, on_bad_rows)
 
     def draw(sources: Sequence[Source], count: int) -> list[Example]:
-        drawn_from = encoded_of(sources) if sources else main
+        drawn_from = encoded_of(sources) if sources else encoded(kept)
         order = np.random.default_rng([seed, _LOOK_STREAM]).permutation(len(drawn_from))[:count]
         return [example for of_row in drawn_from.get(order.tolist()) for example in of_row]
 
+    def loss_of(examples: Sequence[Example]) -> float:
+        return loop.mean_loss(to_batches(examples, micro_tokens))
+
+    mixture: Mixture | None = None
+    main: Stream
+    if settings.mix is None:
+        main = ShuffledStream(encoded(kept), _seed(seed, _MAIN_STREAM, 0))
+    else:
+        ends = np.cumsum([len(source) for source in sources])
+        by_source = np.split(kept, np.searchsorted(kept, ends[:-1]))
+        mixture = Mixture.of(settings.mix, by_source, encoded, loss_of, seed)
+        main = mixture.stream
     shares = [(encoded_of(share.sources), share.share) for share in settings.shares]
     steps = Steps(
-        ShuffledStream(main, _seed(seed, _MAIN_STREAM, 0)),
+        main,
         [
-            (ShuffledStream(encoded, _seed(seed, _SHARE_STREAM, number)), share)
-            for number, (encoded, share) in enumerate(shares)
+            (ShuffledStream(part, _seed(seed, _SHARE_STREAM, number)), share)
+            for number, (part, share) in enumerate(shares)
         ],
         settings.budget,
         None if settings.batch_tokens is not None else settings.batch_size or 32,
@@ -282,13 +313,21 @@ def fit(
     )
     lr = type(settings.tune).default_lr if settings.lr is None else settings.lr
     target = settings.objective.build(model, setup)
+    moving = [*parameters, *target.parameters()]
+    optimizer = settings.optimizer.build(moving, lr)
+    facts = {"tune": settings.tune.written(), "seed": seed}
+    snapshots = Snapshots(settings.snapshots, folder, facts) if settings.snapshots else None
+    if snapshots is not None:
+        if world.size > 1:
+            raise SettingError("train.snapshots", settings.snapshots, "is for one process", "train this stage on one")
+        snapshots.watch(moving, optimizer)
     trackings = [tracker.open(stage, folder) for tracker in settings.track if world.is_main]
     loop = Loop(
         model=model,
         tuning=tuning,
         objective=settings.objective,
         target=target,
-        optimizer=settings.optimizer.build([*parameters, *target.parameters()], lr),
+        optimizer=optimizer,
         schedule=settings.schedule,
         steps=steps,
         folder=folder,
@@ -302,18 +341,22 @@ def fit(
         stage=stage,
         placement=placement,
         on_step=lambda metrics: _tell(metrics, on_step, trackings),
+        further=[live for live in (None if mixture is None else mixture.mixing, snapshots) if live is not None],
     )
     if world.data_rank:  # what was drawn so far is the same everywhere; what is dropped from now on is each one's own
         torch.manual_seed(_seed(seed, _PROCESS_STREAM, world.data_rank))
     try:
         with world.naming_a_death():
             totals = loop.run()
+            if snapshots is not None:
+                snapshots.finish()
             placement.finish()
     finally:
         for tracking in trackings:
             tracking.close()
-    tallies = [main.tally, aside.tally, *(encoded.tally for encoded, _ in shares)]
-    bad = [row for source in (rows, *(encoded.rows for encoded, _ in shares)) for row in source.bad]
+    put_aside = [aside, *(() if mixture is None else mixture.held_out)]
+    tallies = [part.tally for part in (*main.parts, *put_aside, *(part for part, _ in shares))]
+    bad = [row for source in (rows, *(part.rows for part, _ in shares)) for row in source.bad]
     bad += [row for tally in tallies for row in tally.bad]
     if world.is_main:
         _write_quarantine(folder / "quarantine.jsonl", bad)
@@ -322,17 +365,18 @@ def fit(
         "trainable_parameters": sum(parameter.numel() for _, parameter in loop.trained),
         "rows": len(rows),
         "bad_rows": len(bad),
-        "held_out": aside.tally.examples,
-        "examples": main.tally.examples,
+        "held_out": sum(part.tally.examples for part in put_aside),
+        "examples": sum(part.tally.examples for part in main.parts),
         "truncated": sum(tally.truncated for tally in tallies),
         "truncated_tokens": sum(tally.truncated_tokens for tally in tallies),
-        "longest": main.tally.longest,
+        "longest": max(part.tally.longest for part in main.parts),
         "lr": lr,
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
         "threads": torch.get_num_threads(),
         "processes": world.size,
         **{name: totals[name] for name in ("loss", "best_step", "best_validation_loss") if name in totals},
+        **({} if mixture is None else {"mixture": mixture.report()}),
     }
     cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
     cost["peak_memory_bytes"] = peak_memory_bytes(device)

@@ -80,11 +80,13 @@ class Loop:
     placement: Replicated = field(default_factory=lambda: Replicated(World()))
     """where the numbers that train lie; one process by default"""
     on_step: Callable[[Metrics], None] = field(default=lambda metrics: None)
+    further: Sequence[Live] = ()
+    """what else lives while training, such as a mixture of the data"""
 
     def __post_init__(self) -> None:
         self.device = next(self.model.module.parameters()).device
         self.trained: list[tuple[str, nn.Parameter]] = [*self.tuning.parameters(), *self.target.parameters()]
-        self.lives: list[Live] = [self.tuning, self.target, *self.retentions]
+        self.lives: list[Live] = [self.tuning, self.target, *self.retentions, *self.further]
         self.watch = LossWatch(self.spike)
         self.flops = FlopCounter(self.model)
         self.world = self.placement.world
@@ -110,7 +112,8 @@ class Loop:
         started = time.monotonic() - self.totals["seconds"]
         self.model.module.train()
         # On a GPU the next batches are made while it computes; on a CPU a second thread would only compete.
-        source = ahead(iter(self.steps)) if self.device.type != "cpu" else iter(self.steps)
+        is_ahead = self.device.type != "cpu" and not self.steps.is_live
+        source = ahead(iter(self.steps)) if is_ahead else iter(self.steps)
         place = self.folder / "metrics.jsonl" if self.world.is_main else Path(os.devnull)
         with place.open("a", encoding="utf-8") as log, self.checkpoints.at_work():
             for step in source:
@@ -250,7 +253,7 @@ class Loop:
 
     def _validate(self, step: int) -> float:
         assert self.validation is not None
-        loss = self._mean_loss(self.validation.batches)
+        loss = self.mean_loss(self.validation.batches)
         self.best["last"] = loss
         if self.best["loss"] is None or loss < self.best["loss"]:
             self.best |= {"loss": loss, "step": step, "failures": 0}
@@ -259,7 +262,7 @@ class Loop:
             self.best["failures"] += 1
         return loss
 
-    def _mean_loss(self, batches: Sequence[Batch]) -> float:
+    def mean_loss(self, batches: Sequence[Batch]) -> float:
         """Return the mean loss over batches, without dropout and without gradients."""
         module, moment = self.model.module, Moment(0, 0.0)
         module.eval()
@@ -287,7 +290,7 @@ class Loop:
             "lives": [live.state_dict() for live in self.lives],
             "watch": self.watch.state_dict(),
             "stream": dict(stream),
-            "met": [source.encoded.state_dict() for source in self.steps.streams],
+            "met": [part.state_dict() for part in self.steps.encoded],
             "made_by": self._made_by(),
             "totals": self.totals,
             "best": self.best,
@@ -318,8 +321,8 @@ class Loop:
                 live.load_state_dict(kept)
             self.watch.load_state_dict(state["watch"])
             self.steps.load_state_dict(state["stream"])
-            for source, met in zip(self.steps.streams, state["met"], strict=True):
-                source.encoded.load_state_dict(met)
+            for part, met in zip(self.steps.encoded, state["met"], strict=True):
+                part.load_state_dict(met)
             self.totals, self.best = state["totals"], state["best"]
         if self.world.is_main:
             _cut_lines(self.folder / "metrics.jsonl", int(self.totals["steps"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,8 @@ class Lab(Source, name="lab"):
     Train and test cannot overlap: a hash of each question's argument decides on which side it falls. Rows carry the
     columns `task`, `level` and `source`; with noise also `is_noisy` and `truth`.
     """
+
+    example: ClassVar[dict[str, Any]] = {"skill": "copy", "num": 16}
 
     skill: Skill = Field(description="the skill: its name, or its name over its settings")
     num: int = Field(4096, ge=1, description="rows of the train split; fewer where the skill has no more questions")

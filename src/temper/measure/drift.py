@@ -19,8 +19,8 @@ from temper.core.errors import ModelError
 from temper.core.hashing import hash_json
 from temper.data.example import Sequence
 from temper.measure.base import NUM_SAMPLES, Sample, Score, Subject, Suite
-from temper.measure.likelihood import example_logprobs
 from temper.models.generate import sample_from_beginnings
+from temper.signals.likelihood import example_logprobs
 
 
 class Drift(Suite, name="drift"):

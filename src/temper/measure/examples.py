@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,11 @@ Prompt = str | list[dict[str, Any]]
 
 class SourceSuite(Suite):
     """Rows of a source, scored."""
+
+    example: ClassVar[dict[str, Any]] = {
+        "source": {"lab": {"skill": "copy", "num": 16, "num_test": 8}},
+        "examples": 4,
+    }
 
     source: Source = Field(description="the data that is scored")
     split: Split = Field("test", description="which split of it; a source without splits has the same rows in both")

@@ -14,9 +14,9 @@ from temper.data.encode import Encoder, RowError
 from temper.data.example import Row, Sequence
 from temper.measure.base import NUM_SAMPLES, Sample, Score, Subject
 from temper.measure.examples import PromptSuite, Question, row_values, shown, to_question
-from temper.measure.likelihood import example_logprobs
 from temper.models.generate import stop_tokens
 from temper.models.model import Model
+from temper.signals.likelihood import example_logprobs
 
 
 class MultipleChoice(PromptSuite, name="multiple_choice"):

@@ -12,7 +12,7 @@ from temper.data.encode import Encoder, RowError
 from temper.data.example import Row, Sequence
 from temper.measure.base import NUM_SAMPLES, Sample, Score, Subject
 from temper.measure.examples import SourceSuite, to_question
-from temper.measure.likelihood import example_logprobs
+from temper.signals.likelihood import example_logprobs
 
 
 class Perplexity(SourceSuite, name="perplexity"):

@@ -58,12 +58,17 @@ class AxisPage:
     methods: tuple[MethodPage, ...]
 
 
-def catalogue() -> list[AxisPage]:
-    """Return every axis with every method, third parties' included."""
+def import_methods() -> None:
+    """Make every axis and every method known, third parties' included."""
     for info in pkgutil.walk_packages([str(PACKAGE)], "temper."):
         if not info.name.startswith("temper.cli"):
             importlib.import_module(info.name)
     load_entry_points()
+
+
+def catalogue() -> list[AxisPage]:
+    """Return every axis with every method, third parties' included."""
+    import_methods()
     return [
         AxisPage(axis, _summary(owner), tuple(page(method) for method in owner.methods().values()))
         for axis, owner in sorted(AXES.items())

@@ -1,6 +1,6 @@
 """One Markdown page per method and an index, made from the catalogue.
 
-`python -m temper.pipeline.pages FOLDER` writes them.
+`python -m temper.pipeline.pages FOLDER` writes them; with the name of another package behind it, that package's.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from temper.core.methods import AXES, Method, Settings
 from temper.pipeline.catalogue import AxisPage, FieldPage, MethodPage, catalogue, fields
 
 
-def write_method_pages(folder: Path) -> list[Path]:
-    """Write a page per method of this package, and an index.
+def write_method_pages(folder: Path, package: str = "temper") -> list[Path]:
+    """Write a page per method of a package, and an index.
+
+    Args:
+        folder: where they are written.
+        package: whose methods; any that offers some through the entry points.
 
     Returns:
         the files, the index first.
     """
-    axes = [AxisPage(axis.name, axis.question, tuple(filter(_is_ours, axis.methods))) for axis in catalogue()]
+    axes = [
+        AxisPage(axis.name, axis.question, tuple(it for it in axis.methods if _is_of(it, package)))
+        for axis in catalogue()
+    ]
     written = [_write(folder / "README.md", _index(axes))]
     for axis in axes:
         for method in axis.methods:
@@ -46,7 +53,8 @@ def method_page(method: MethodPage, nested: dict[str, type[BaseModel]]) -> str:
     for name, settings in nested.items():
         parts += [f"### {name}", _table(fields(settings))]
     source = "src/" + method.module.replace(".", "/") + ".py"
-    parts.append(f"Written in [`{source}`](../../../{source}). [All methods](../README.md)")
+    place = f"[`{source}`](../../../{source})" if _is_of(method, "temper") else f"`{method.module}`"
+    parts.append(f"Written in {place}. [All methods](../README.md)")
     return "\n\n".join(parts) + "\n"
 
 
@@ -65,8 +73,8 @@ def _settings_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _settings_in(argument)
 
 
-def _is_ours(method: MethodPage) -> bool:
-    return method.module.startswith("temper.")
+def _is_of(method: MethodPage, package: str) -> bool:
+    return method.module == package or method.module.startswith(f"{package}.")
 
 
 def _index(axes: Iterable[AxisPage]) -> str:
@@ -103,5 +111,5 @@ def _write(path: Path, text: str) -> Path:
 
 
 if __name__ == "__main__":
-    for file in write_method_pages(Path(sys.argv[1])):
+    for file in write_method_pages(Path(sys.argv[1]), *sys.argv[2:3]):
         print(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,7 @@ class Replay(Retain, name="replay"):
     """
 
     works_on_pieces: ClassVar[bool] = True
+    example: ClassVar[dict[str, Any]] = {"of": {"lab": {"skill": "shift", "num": 16}}}
 
     of: tuple[Source, ...] = Field(description="the earlier data: a source, or a list of them", min_length=1)
     share: float = Field(0.1, gt=0, lt=1, description="part of every batch, in examples or tokens as batches are cut")

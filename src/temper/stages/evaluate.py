@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,8 @@ class Evaluate(Stage, name="evaluate"):
     """Measure a model on further suites, here only."""
 
     produces: ClassVar[Literal["model", "data", "files"]] = "files"
+
+    example: ClassVar[dict[str, Any]] = {"gain": ["lab/copy"]}
 
     gain: tuple[Suite, ...] = Field((), description="suites that should have got better")
     keep: tuple[Suite, ...] = Field((), description="suites that should not have got worse")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -28,6 +28,8 @@ from temper.stages.base import Context, Outcome, Stage
 
 class MergeStage(Stage, name="merge"):
     """Combine models that earlier stages made; writes whole weights."""
+
+    example: ClassVar[dict[str, Any]] = {"method": "linear", "of": ["train"]}
 
     method: Merge = Field(description="how the changes are combined")
     of: list[str] = Field(min_length=1, description="the stages whose models are merged")

@@ -6,16 +6,16 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from temper.core.hashing import hash_json
 from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.engine.checkpoint import Checkpoints
 from temper.engine.fit import FitSettings, Fitted, fit
 from temper.engine.progress import showing_progress
+from temper.models.model import Model
 from temper.stages.base import Context, Outcome, Stage
 
 
@@ -23,8 +23,16 @@ class Train(Stage, FitSettings, name="train"):
     """Train the model of an earlier stage on data."""
 
     runs_on: ClassVar[Literal["main", "all"]] = "all"
+    example: ClassVar[dict[str, Any]] = {
+        "data": [{"lab": {"skill": skill, "num": 16}} for skill in ("copy", "shift")],
+        "steps": 2,
+        "batch_size": 4,
+        "snapshots": 1,
+    }
 
-    data: tuple[Source, ...] = Field(description="sources of rows, shuffled together", min_length=1)
+    data: tuple[Source, ...] = Field(
+        description="sources of rows, shuffled together unless `mix` says otherwise", min_length=1
+    )
     from_stage: str | None = Field(
         None, alias="from", description="stage whose model is trained, or base; the nearest model before, if not given"
     )
@@ -42,27 +50,37 @@ class Train(Stage, FitSettings, name="train"):
 
     def run(self, context: Context, previous: str) -> Outcome:
         parts = [context.open(source) for source in self.data]
-        rows = Rows.concatenate(parts, hash_json([part.fingerprint for part in parts]))
-        is_main = context.world.is_main
-        with showing_progress(context.name, self.budget.steps) if is_main else nullcontext() as show:
-            fitted = fit(
-                context.load(self.starts_from(previous)),
-                rows,
-                self,
-                folder=context.folder,
-                seed=context.seed if self.seed is None else self.seed,
-                on_bad_rows=context.on_bad_rows,
-                open_source=context.open,
-                load=context.load,
-                stage=context.name,
-                on_step=show,
-                world=context.world,
-            )
-        if is_main:
-            _save(fitted, context.folder)
-            # The result is whole: the checkpoints have done their work.
-            Checkpoints(context.folder / "checkpoints").remove()
-        return Outcome(cost=fitted.cost, details=fitted.details, warnings=fitted.warnings)
+        seed = context.seed if self.seed is None else self.seed
+        outcome = train_into(context.folder, context, parts, context.load(self.starts_from(previous)), self, seed)
+        for source, part in zip(self.data, outcome.details.get("mixture", ()), strict=False):
+            part["source"] = source.label
+        return outcome
+
+
+def train_into(
+    folder: Path, context: Context, parts: Sequence[Rows], model: Model, settings: FitSettings, seed: int
+) -> Outcome:
+    """Train a model on rows and leave the result in a folder; called again after a kill, it goes on where it was."""
+    is_main = context.world.is_main
+    with showing_progress(context.name, settings.budget.steps) if is_main else nullcontext() as show:
+        fitted = fit(
+            model,
+            parts,
+            settings,
+            folder=folder,
+            seed=seed,
+            on_bad_rows=context.on_bad_rows,
+            open_source=context.open,
+            load=context.load,
+            stage=context.name,
+            on_step=show,
+            world=context.world,
+        )
+    if is_main:
+        _save(fitted, folder)
+        # The result is whole: the checkpoints have done their work.
+        Checkpoints(folder / "checkpoints").remove()
+    return Outcome(cost=fitted.cost, details=fitted.details, warnings=fitted.warnings)
 
 
 def _save(fitted: Fitted, folder: Path) -> None:

@@ -1,0 +1,351 @@
+"""Which methods combine: every pair across axes is tried on a tiny model, and nothing is known beforehand.
+
+Decisions:
+- Where a method belongs in a recipe is read from the schema: the stage whose field takes its axis, or the method
+  whose field does (a skill belongs into the lab's source). Settings that a method cannot do without come from its own
+  `example`. No method, axis or stage is named here.
+- A pair is one small recipe: the stages that take the two, and the stage that trains (the kind with the most choices),
+  which makes two steps. It goes through the recipe's own validation and the stages' own `run`.
+- The rows' format is one that all methods of the recipe take, where there is one.
+- `works`, `refused` (a setting is refused with its reason, which is an answer), `defect` (any other error: something
+  broke where it should have worked or refused), `untried` (a package that is not installed, a setting that has
+  neither a default nor an example).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
+
+from temper.core.errors import MissingExtra, SettingError, nearest
+from temper.core.files import write_json
+from temper.core.methods import AXES, Method, methods_in
+from temper.data.source import Source
+from temper.lab.architecture import Architecture
+from temper.lab.source import Lab
+from temper.lab.tokenizer import character_tokenizer
+from temper.models.load import new_model, save_model
+from temper.pipeline.base import Base
+from temper.pipeline.catalogue import import_methods
+from temper.pipeline.recipe import Recipe
+from temper.pipeline.references import BASE, previous_of, replace_sources
+from temper.pipeline.shelf import RunContext, Shelf
+from temper.stages.base import Stage
+
+Outcome = Literal["works", "refused", "defect", "untried"]
+ARCHITECTURE = Architecture(width=32, layers=2, heads=2, max_positions=128)
+VOCABULARY = 96
+SHOWN = 300
+"""characters of a reason that are kept"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one method, or of two together."""
+
+    methods: tuple[str, ...]
+    """`axis/name` of each"""
+    outcome: Outcome
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where methods of an axis are written: a field of a stage kind, or of a method that has a place itself."""
+
+    host: type[Method]
+    field: str
+    is_list: bool
+
+    def settings(self, written: object) -> dict[str, Any]:
+        """Return the host's settings with a method in its place."""
+        return {**self.host.example, self.field: [written] if self.is_list else written}
+
+
+def find_places() -> dict[str, Place]:
+    """Return the place of each axis that has one, by the axis' name."""
+    hosts = [method for axis in AXES.values() for method in axis.methods().values()]
+    found: dict[str, list[Place]] = {}
+    for host in hosts:
+        for axis, field, is_list in _axes_of(host):
+            if axis != host.axis:
+                found.setdefault(axis, []).append(Place(host, field, is_list))
+
+    return {axis: min(places, key=partial(_rank, axis)) for axis, places in found.items()}
+
+
+def _rank(axis: str, place: Place) -> tuple[bool, bool, int, str]:
+    """Put a stage before a method, one of the axis' own name before others, then the one with most choices."""
+    host = place.host
+    return host.axis != Stage.axis, host.method_name != axis, -len(list(_axes_of(host))), host.method_name
+
+
+def _axes_of(owner: type[BaseModel]) -> Iterator[tuple[str, str, bool]]:
+    """Yield the axes that a class' fields take: axis, field as it is written, and whether it takes a list."""
+    for name, field in owner.model_fields.items():
+        for axis, is_list in _axes_in(field.annotation, False):
+            yield axis, field.alias or name, is_list
+
+
+def _axes_in(annotation: Any, is_list: bool) -> Iterator[tuple[str, bool]]:
+    if isinstance(annotation, type) and issubclass(annotation, Method) and annotation.axis:
+        if not annotation.method_name:
+            yield annotation.axis, is_list
+        return
+    inside = is_list or get_origin(annotation) in (tuple, list)
+    for argument in get_args(annotation):
+        yield from _axes_in(argument, inside)
+
+
+class Probe:
+    """Tries methods together, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        import_methods()
+        self.folder = folder
+        self.places = find_places()
+        kinds = Stage.methods()
+        self.main = max(sorted(kinds), key=lambda name: len(list(_axes_of(kinds[name]))))
+        save_model(new_model(ARCHITECTURE.config(VOCABULARY), character_tokenizer(), seed=0), folder / "base")
+
+    def methods(self) -> list[type[Method]]:
+        """Return every method that has a place, axis by axis."""
+        named = [axis for _, axis in sorted(AXES.items()) if axis is Stage or axis.axis in self.places]
+        return [method for axis in named for method in axis.methods().values()]
+
+    def run(self, *methods: type[Method]) -> Trial:
+        """Try methods in one recipe."""
+        names = tuple(f"{method.axis}/{method.method_name}" for method in methods)
+        started = time.monotonic()
+        outcome, reason = self._outcome(methods)
+        return Trial(names, outcome, reason[:SHOWN], round(time.monotonic() - started, 3))
+
+    def _outcome(self, methods: Sequence[type[Method]]) -> tuple[Outcome, str]:
+        for method in methods:
+            lacking = _lacking(method)
+            if lacking:
+                return "untried", f"its {lacking} has no default, and it declares no `example`"
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                self._go(Recipe.parse(self.recipe(methods)))
+        except SettingError as error:
+            return "refused", " ".join(str(error).split())
+        except PydanticCustomError as error:
+            return "refused", " ".join(str(error).split())
+        except MissingExtra as error:
+            return "untried", str(error)
+        except Exception as error:  # whatever broke is what the probe is there to tell
+            return "defect", " ".join(f"{type(error).__name__}: {error}".split())
+        return "works", ""
+
+    def recipe(self, methods: Sequence[type[Method]]) -> dict[str, Any]:
+        """Return the recipe in which methods stand, each in its place; a stage is named by its kind."""
+        stages: dict[str, dict[str, Any]] = {}
+        for method in methods:
+            self._put(stages, method, {method.method_name: dict(method.example)})
+        stages.setdefault(self.main, {})
+        kinds = Stage.methods()
+        settings = {kind: {**kinds[kind].example, **own} for kind, own in stages.items()}
+        # Data is made before the training that reads it, unless it is made from that very training.
+        made = [kind for kind in stages if kinds[kind].produces == "data" and kind != self.main]
+        before = [kind for kind in made if self.main not in Stage.parse({kind: settings[kind]}).models(BASE)]
+        after = [kind for kind in stages if kind not in (*before, self.main)]
+        if before:
+            place = self.places[Source.axis]
+            settings[self.main][place.field] = before if place.is_list else before[0]
+        steps = [{"name": kind, kind: settings[kind]} for kind in (*before, self.main, *after)]
+        return {"name": "probe", "base": str(self.folder / "base"), "measure": {"keep": []}, "stages": steps}
+
+    def _put(self, stages: dict[str, dict[str, Any]], method: type[Method], written: dict[str, Any]) -> None:
+        """Write a method into the stage that takes it, and into whatever stands between."""
+        if method.axis == Stage.axis:
+            stages.setdefault(method.method_name, {})
+            return
+        place = self.places[method.axis]
+        if place.host.axis == Stage.axis:
+            own = place.settings(written)
+            stages.setdefault(place.host.method_name, {})[place.field] = own[place.field]
+        else:
+            self._put(stages, place.host, {place.host.method_name: place.settings(written)})
+
+    def _go(self, recipe: Recipe) -> None:
+        with tempfile.TemporaryDirectory(dir=self.folder) as root:
+            self._run_stages(recipe, Path(root))
+
+    def _run_stages(self, recipe: Recipe, root: Path) -> None:
+        shelf = Shelf(Base.model_validate(recipe.base.path), self.folder / "cache", recipe.seed)
+        form = _common_form(recipe)
+        for step, previous in zip(recipe.stages, previous_of(recipe.stages), strict=True):
+            folder = root / step.name
+            folder.mkdir(parents=True)
+            record = {"name": step.name, "models": list(step.stage.models(previous))}
+            write_json(folder / "stage.json", record)
+            stage = replace_sources(step.stage, lambda source: _in_form(shelf.bind(source), form))
+            context = RunContext(
+                step.name, folder, shelf.cache, shelf, recipe.seed, recipe.on_bad_rows, lambda text: None
+            )
+            stage.run(context, previous)
+            shelf.folders[step.name] = folder
+
+
+def _common_form(recipe: Recipe) -> str | None:
+    """Return a shape of the lab's rows that every method of a recipe takes; None where there is none."""
+    forms: list[str] = list(get_args(Lab.model_fields["form"].annotation))
+    taken = [
+        method.formats for step in recipe.stages for method in methods_in(step.stage) if method.formats is not None
+    ]
+    fitting = [form for form in forms if all(form in formats for formats in taken)]
+    return fitting[0] if fitting else None
+
+
+def _in_form(source: Source, form: str | None) -> Source:
+    return source.model_copy(update={"form": form}) if form is not None and isinstance(source, Lab) else source
+
+
+def probe(only: str | None = None, say: Callable[[str], None] = lambda text: None) -> list[Trial]:
+    """Try every method alone, and every pair across axes.
+
+    A method that fails alone, beside the defaults of the rest, is still tried in pairs: another choice may suit it.
+
+    Args:
+        only: pairs in which this method (`name` or `axis/name`) or a method of this axis stands; `one+other` for those
+            of the two; None for all.
+        say: takes a line now and then.
+
+    Raises:
+        SettingError: no such method and no such axis.
+    """
+    with tempfile.TemporaryDirectory(prefix="temper-") as folder:
+        running = Probe(Path(folder))
+        methods = running.methods()
+        sides = [_named(methods, name) for name in only.split("+", 1)] if only is not None else [methods]
+        trials = [running.run(method) for method in methods if any(method in side for side in sides)]
+        pairs = [
+            pair for pair in itertools.combinations(methods, 2) if pair[0].axis != pair[1].axis and _in(pair, sides)
+        ]
+        last = time.monotonic()
+        for number, (one, other) in enumerate(pairs, 1):
+            trials.append(running.run(one, other))
+            if time.monotonic() - last > 10:
+                last = time.monotonic()
+                say(f"{number} of {len(pairs)} pairs")
+        return trials
+
+
+def _named(methods: Sequence[type[Method]], name: str) -> list[type[Method]]:
+    """Return the methods that a name, `axis/name` or an axis stands for."""
+    found = [method for method in methods if name in _names(method)]
+    if not found:
+        known = sorted({name for method in methods for name in _names(method)})
+        reason = "is no method and no axis with a place in a recipe"
+        raise SettingError("name", name, reason, nearest(name, known))
+    return found
+
+
+def _in(pair: tuple[type[Method], type[Method]], sides: Sequence[Sequence[type[Method]]]) -> bool:
+    """Tell whether one of a pair is on the first side, and the other on the second where there is one."""
+    one, other = pair
+    if len(sides) == 1:
+        return one in sides[0] or other in sides[0]
+    return (one in sides[0] and other in sides[1]) or (one in sides[1] and other in sides[0])
+
+
+def _lacking(method: type[Method]) -> str:
+    """Return the names of settings that have neither a default nor an example."""
+    fields = {field.alias or name: field for name, field in method.model_fields.items()}
+    return ", ".join(name for name, field in fields.items() if field.is_required() and name not in method.example)
+
+
+def _names(method: type[Method]) -> tuple[str, str, str]:
+    return method.axis, method.method_name, f"{method.axis}/{method.method_name}"
+
+
+MARKS: dict[Outcome, str] = {"works": "✓", "refused": "-", "defect": "✗", "untried": "?"}
+
+
+def write_combinations(trials: Sequence[Trial], path: Path) -> list[Path]:
+    """Write the matrix as Markdown, and everything as JSON beside it.
+
+    Returns:
+        the two files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(combinations_page(trials), encoding="utf-8")
+    data = path.with_suffix(".json")
+    write_json(data, [{key: value for key, value in asdict(trial).items() if key != "seconds"} for trial in trials])
+    return [path, data]
+
+
+def combinations_page(trials: Sequence[Trial]) -> str:
+    """Return what combines, what does not and why, as Markdown."""
+    alone = [trial for trial in trials if len(trial.methods) == 1]
+    pairs = [trial for trial in trials if len(trial.methods) == 2]
+    counts = Counter(trial.outcome for trial in pairs)
+    total = ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS)
+    parts = [
+        "# What combines",
+        "Made by `temper methods --probe --to docs/combinations.md`: each method alone, then each pair of methods of "
+        "different axes, in a recipe that trains a tiny model for two steps. Nothing is listed by hand.",
+        f"{len(pairs)} pairs: {total}.",
+        "✓ works, - refused with a reason, ✗ defect: an error that is no clear refusal, ? untried: a package "
+        "that is missing, or a setting without default and example.",
+    ]
+    broken = [trial for trial in alone if trial.outcome != "works"]
+    if broken:
+        listed = "\n".join(f"- {MARKS[trial.outcome]} `{trial.methods[0]}`: {_text(trial)}" for trial in broken)
+        parts += ["## Methods that do not run beside the defaults of the rest", listed]
+    by_axes: dict[tuple[str, str], list[Trial]] = {}
+    for trial in pairs:
+        one, other = (name.partition("/")[0] for name in trial.methods)
+        by_axes.setdefault((one, other), []).append(trial)
+    for (one, other), own in by_axes.items():
+        tried = [trial for trial in own if trial.outcome != "untried"]
+        if tried:
+            parts += [f"## {one} and {other}", *_matrix(tried)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _matrix(trials: Sequence[Trial]) -> list[str]:
+    """Return the table of two axes, and the reasons below it."""
+    first, second = (list(dict.fromkeys(trial.methods[side] for trial in trials)) for side in (0, 1))
+    if all(trial.outcome == "works" for trial in trials):
+        return [f"All {len(trials)} combine: {_plain(first)} with {_plain(second)}."]
+    marks = {trial.methods: MARKS[trial.outcome] for trial in trials}
+    head = ["", *(name.partition("/")[2] for name in second)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in first:
+        cells = [name.partition("/")[2], *(marks.get((name, other), "") for other in second)]
+        lines.append(f"| {' | '.join(cells)} |")
+    reasons: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.outcome != "works":
+            pair = " + ".join(f"`{name.partition('/')[2]}`" for name in trial.methods)
+            reasons.setdefault(f"{MARKS[trial.outcome]} {_text(trial)}", []).append(pair)
+    return ["\n".join(lines), "\n".join(f"- {', '.join(of)}: {reason}" for reason, of in reasons.items())]
+
+
+def _plain(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name.partition('/')[2]}`" for name in names)
+
+
+def _text(trial: Trial) -> str:
+    return trial.reason.replace("|", "\\|")
+
+
+def load_combinations(path: Path) -> list[Trial]:
+    """Read the JSON that `write_combinations` wrote."""
+    return [Trial(tuple(it["methods"]), it["outcome"], it["reason"]) for it in json.loads(path.read_text("utf-8"))]
