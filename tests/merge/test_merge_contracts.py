@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benches import NEEDS, bench_of, run_with_three
+from benches import LEARNING, NEEDS, bench_of, run_with_three
 from temper.merge.base import Merge
 from temper.models.model import Model
 
@@ -21,6 +21,8 @@ CONTRACTS: dict[str, Any] = {
     "breadcrumbs of all entries": {"breadcrumbs": {"density": 1, "gamma": 0}},
     "breadcrumbs with election": {"breadcrumbs": {"elect": True, "normalize": True}},
     "normalized mean": {"linear": {"weights": [2, 2, 2], "normalize": True}},
+    "learned soup by tensor": {"learned_soup": {**LEARNING, "per": "tensor"}},
+    "atlas of three parts": {"atlas": {**LEARNING, "partitions": 3}},
     "negated task": {"task_arithmetic": {"weights": [1, -0.5, 0.25], "scale": 0.5}},
 }
 """every registered method as it comes, and settings worth a look"""

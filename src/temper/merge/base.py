@@ -38,7 +38,8 @@ class Merging:
 class Bench(Protocol):
     """Where a method tries mixtures of the models that it is to merge."""
 
-    num_models: int
+    of: Sequence[str]
+    """the names of the models"""
     seed: int
     """the recipe's"""
     cache: Path

@@ -84,7 +84,7 @@ class StageBench:
         """the base, which becomes the merged model"""
         self.base_fingerprint = self.merged.fingerprint
         self.changes_of_all = Changes(context, of, base, self.merged.module)
-        self.num_models, self.seed = len(of), context.seed
+        self.of, self.seed = of, context.seed
         self.cache, self.on_bad_rows = context.cache, context.on_bad_rows
 
     @cached_property
