@@ -75,6 +75,7 @@ def plan(recipe: Recipe, base_key: str) -> list[Planned]:
             if (fingerprint := _fingerprint(source, fingerprints))
         }
         names = {name: keys[name] for name in (*models, *data) if name != BASE}
+        content = step.stage.content()
         key = hash_json(
             {
                 "kind": step.stage.method_name,
@@ -85,6 +86,7 @@ def plan(recipe: Recipe, base_key: str) -> list[Planned]:
                 "sources": list(sources.values()),
                 "models": [keys[name] for name in models],
                 "data": [keys[name] for name in data],
+                **({"content": content} if content else {}),
             }
         )
         keys[step.name] = key
