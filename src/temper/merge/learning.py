@@ -121,7 +121,7 @@ class Learned(Merge):
         parameters = dict(bench.model.module.named_parameters())
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in bench.names)
-        losses = []
+        losses: list[float] = []
         for step in self._steps(bench):
             moment = Moment(len(losses), step.progress, step.epoch)
             optimizer.param_groups[0]["lr"] = self.lr * self.schedule.value(moment)
@@ -136,7 +136,7 @@ class Learned(Merge):
                     )
                     slopes_MBK[:, coefficients.blocks.get(name, 0)] += slope_MK.cpu()
                     parameters[name].grad = None
-            coefficients.values().backward(slopes_MBK)  # type: ignore[no-untyped-call]
+            coefficients.values().backward(slopes_MBK)
             nn.utils.clip_grad_norm_([coefficients.raw], 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -150,7 +150,7 @@ class Learned(Merge):
         total = 0.0
         for batch in batches:
             loss = target.loss(batch, moment).total / units
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += float(loss.detach())
         return total
 

@@ -127,7 +127,8 @@ def stack_adapters(stages: Stages, stage: str) -> LowRankDelta:
     if not line.deltas:
         raise SettingError("as", "adapter", f"cannot hold {stage!r}: it is the base, without any change", fix)
     deltas: list[Delta] = []
-    for name, delta in line.deltas:
+    for name, written in line.deltas:
+        delta = written.plain()
         if not isinstance(delta, LowRankDelta):
             reason = f"cannot hold {stage!r}: the change of stage {name!r} is {delta.kind}, not low-rank"
             raise SettingError("as", "adapter", reason, fix)
