@@ -19,6 +19,7 @@ from torch import Tensor
 from temper.core.methods import Method
 from temper.data.rows import Rows
 from temper.data.source import OnBadRows, Source
+from temper.measure.base import Subject
 from temper.models.model import Model
 
 Combine = Callable[[str, Tensor, Sequence[Tensor]], Tensor]
@@ -56,9 +57,8 @@ class Bench(Protocol):
         """A model of its own in float32: the base, until a mixture is poured."""
         ...
 
-    @property
-    def base_fingerprint(self) -> str:
-        """Names the base."""
+    def subject(self) -> Subject:
+        """Return `model` as suites measure it, compared with the base."""
         ...
 
     def base(self, name: str) -> Tensor:

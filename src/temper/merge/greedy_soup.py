@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from temper.measure.base import Subject, Suite
-from temper.measure.statistics import value_of
+from temper.measure.base import Suite
 from temper.merge.base import Bench, Merge, Merging
 from temper.merge.linear import Linear
 
@@ -30,19 +29,15 @@ class GreedySoup(Merge, name="greedy_soup"):
     by: Suite = Field(description="held-out suite by which models are chosen")
 
     def build(self, bench: Bench) -> Merging:
-        sign = 1.0
         tried: list[dict[str, Any]] = []
 
         def value(members: Sequence[int]) -> float:
-            nonlocal sign
             weights = [float(number in members) / len(members) for number in range(len(bench.of))]
             bench.pour(Linear(weights=weights).combine)
-            score = self.by.measure(Subject(bench.model, base_fingerprint=bench.base_fingerprint), bench.cache)
-            sign = 1.0 if score.higher_is_better else -1.0
-            found = value_of(score.scores, score.weights, score.transform)
-            tried.append({"of": [bench.of[number] for number in members], "value": found})
-            bench.say(f"{self.by.label} of {' + '.join(tried[-1]['of'])}: {found:.4g}")
-            return sign * found
+            score = self.by.measure(bench.subject(), bench.cache)
+            tried.append({"of": [bench.of[number] for number in members], "value": score.value})
+            bench.say(f"{self.by.label} of {' + '.join(tried[-1]['of'])}: {score.value:.4g}")
+            return score.value if score.higher_is_better else -score.value
 
         alone = [value([number]) for number in range(len(bench.of))]
         order = sorted(range(len(alone)), key=lambda number: -alone[number])

@@ -93,6 +93,7 @@ class Measuring:
             self.shelf.cache,
             seed=self.settings.seed,
             base_fingerprint=base["base_fingerprint"],
+            load_base=lambda: ready(self.shelf.load(BASE)),
             base_reports=base["suites"],
             few_shot_reports=base.get("few_shot"),
             previous_reports=self.found[planned.previous]["suites"],

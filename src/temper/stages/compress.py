@@ -17,7 +17,6 @@ from temper.data.source import Source
 from temper.delta.base import Delta
 from temper.engine.precision import best_device, hold_in
 from temper.measure.base import Subject, Suite
-from temper.measure.statistics import value_of
 from temper.models.load import save_model
 from temper.models.model import Model
 from temper.stages.base import Context, Outcome, Stage
@@ -73,10 +72,14 @@ class StageOriginal:
 
     @cached_property
     def _start(self) -> Model:
-        model = self.context.load(self.since)
+        model = self._load_start()
+        self.fingerprint, model.fingerprint = model.fingerprint, ""
         hold_in(model, torch.float32)
         model.module.to(best_device())
         return model
+
+    def _load_start(self) -> Model:
+        return self.context.load(self.since)
 
     @property
     def num_values(self) -> int:
@@ -90,12 +93,11 @@ class StageOriginal:
         return self.context.load(self.stage)
 
     def score(self, suite: Suite, change: Delta) -> float:
-        fingerprint = self._start.fingerprint
         applied = change.apply(self._start)
-        score = suite.measure(Subject(self._start, base_fingerprint=fingerprint), self.cache)
+        subject = Subject(self._start, base_fingerprint=self.fingerprint, load_base=self._load_start)
+        score = suite.measure(subject, self.cache)
         applied.undo()
-        value = value_of(score.scores, score.weights, score.transform)
-        return value if score.higher_is_better else -value
+        return score.value if score.higher_is_better else -score.value
 
     def open(self, source: Source) -> Rows:
         return self.context.open(source)

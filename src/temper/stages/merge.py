@@ -22,6 +22,7 @@ from temper.core.files import whole_folder
 from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.engine.precision import best_device, hold_in
+from temper.measure.base import Subject
 from temper.merge.base import Combine, Merge
 from temper.models.load import save_model
 from temper.models.model import Model
@@ -82,7 +83,7 @@ class StageBench:
         self.context, self.stage = context, base
         self.merged = context.load(base)
         """the base, which becomes the merged model"""
-        self.base_fingerprint = self.merged.fingerprint
+        self.fingerprint = self.merged.fingerprint
         self.changes_of_all = Changes(context, of, base, self.merged.module)
         self.of, self.seed = of, context.seed
         self.cache, self.on_bad_rows = context.cache, context.on_bad_rows
@@ -96,8 +97,11 @@ class StageBench:
         model = self.context.load(self.stage)
         hold_in(model, torch.float32)
         model.module.to(best_device())
-        model.is_changed = True
+        model.fingerprint, model.is_changed = "", True
         return model
+
+    def subject(self) -> Subject:
+        return Subject(self.model, base_fingerprint=self.fingerprint, load_base=lambda: self.context.load(self.stage))
 
     def free(self) -> None:
         """Let go of the model on which mixtures were tried."""
