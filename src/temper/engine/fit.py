@@ -178,6 +178,9 @@ def fit(
                 stage=stage,
                 on_step=on_step,
             )
+    if model.fusion is not None:
+        reason = f"is a combination of {len(model.members)} models, which has no weights of its own"
+        raise SettingError("train.from", stage, reason, "train one of the models that it is made of")
     check_formats(rows, settings.objective)
     device = best_device()
     model.module.to(device)

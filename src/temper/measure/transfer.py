@@ -11,8 +11,8 @@ Also, from A Domain-Agnostic Approach for Characterization of Lifelong Learning 
 performance maintenance, the mean, over tasks and all models after the one that learned a task, of what has changed
 since; and transfer as a contrast, (after - before) / (after + before) of a task's accuracy around the learning of
 another one, from -1 to 1, on average over the pairs: backward for tasks learned before the other, forward for those
-still to be learned. And forgetting (Riemannian Walk for Incremental Learning, arXiv:1801.10112): the mean over tasks of the best earlier
-accuracy minus the last.
+still to be learned. And forgetting (Riemannian Walk for Incremental Learning, arXiv:1801.10112): the mean over tasks of
+the best earlier accuracy minus the last.
 
 Deviations, because a recipe's stages and suites are not one task each:
 - Which stage learned which suite is given. A kept suite that no stage trained on counts as learned by the base, so

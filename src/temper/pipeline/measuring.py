@@ -189,10 +189,11 @@ def _lineage(measured: Sequence[Planned], place: Mapping[str, int]) -> list[int]
 
 def ready(model: Model) -> Model:
     """Put a model on the fastest device, and hold half-precision weights in float32 where that is faster."""
-    model.module.to(best_device())
-    weight = next(model.module.parameters())
-    if weight.dtype in (torch.bfloat16, torch.float16) and not has_fast_bf16(weight.device):
-        hold_in(model, torch.float32)
+    for member in model.members:
+        member.module.to(best_device())
+        weight = next(member.module.parameters())
+        if weight.dtype in (torch.bfloat16, torch.float16) and not has_fast_bf16(weight.device):
+            hold_in(member, torch.float32)
     return model
 
 

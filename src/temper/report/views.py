@@ -69,7 +69,7 @@ _SUMMARIES = {
     "forgetting": ("Forgetting", "Mean fall of the suites from their best earlier value to the last model's."),
     "backward_contrast": (
         "Backward transfer, as a contrast",
-        "Mean of (after − before) / (after + before) of the suites learned before, around the learning of each other "
+        "Mean of (after - before) / (after + before) of the suites learned before, around the learning of each other "
         "one.",
     ),
     "forward_contrast": (
