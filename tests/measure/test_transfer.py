@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+
 import pytest
 
 from temper.core.errors import SettingError
@@ -37,6 +40,35 @@ def test_three_tasks_in_a_row() -> None:
     # a: mean of -0.2 and -0.4; b: -0.1
     assert matrix["performance_maintenance"] == pytest.approx((-0.3 - 0.1) / 2)
     assert matrix["forgetting"] == pytest.approx((0.4 + 0.1) / 2)
+    # a around b and around c, b around c
+    assert matrix["backward_contrast"] == pytest.approx((-0.2 / 1.6 - 0.2 / 1.2 - 0.1 / 1.5) / 3)
+    # b and c around a, c around b
+    assert matrix["forward_contrast"] == pytest.approx((0.1 / 0.5 + 0.0 + 0.3 / 0.9) / 3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_contrasts_are_those_of_alternating_blocks(seed: int) -> None:
+    """The published rule on a log of blocks: test all, train one, test all, ...; pairs by which was trained first."""
+    generator = random.Random(seed)
+    tasks = ["a", "b", "c", "d"]
+    order = generator.sample(tasks, 4)
+    tests = [{task: generator.random() for task in tasks} for _ in range(5)]
+    found: dict[str, list[float]] = {"forward": [], "backward": []}
+    for task, other in itertools.permutations(tasks, 2):
+        block = order.index(task)
+        before, after = tests[block][other], tests[block + 1][other]
+        kind = "forward" if block < order.index(other) else "backward"
+        found[kind].append((after - before) / (before + after))
+    rows = [("base", _row(**tests[0]))] + [(task, _row(**tests[n])) for n, task in enumerate(order, 1)]
+    matrix = transfer_matrix(rows, {task: n for n, task in enumerate(order, 1)})
+    assert matrix["forward_contrast"] == pytest.approx(sum(found["forward"]) / 6)
+    assert matrix["backward_contrast"] == pytest.approx(sum(found["backward"]) / 6)
+
+
+def test_a_contrast_of_zeros_is_left_out() -> None:
+    rows = [("base", _row(a=0.0, b=0.0)), ("one", _row(a=0.5, b=0.0)), ("two", _row(a=0.5, b=0.5))]
+    matrix = transfer_matrix(rows, {"a": 1, "b": 2})
+    assert matrix["forward_contrast"] is None and matrix["backward_contrast"] == 0
 
 
 def test_a_kept_suite_was_learned_by_the_base_and_its_best_counts_for_forgetting() -> None:

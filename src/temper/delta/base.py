@@ -127,6 +127,10 @@ class Delta(ABC):
         """Return the sum of deltas of this kind in its own form, None where it has none."""
         return None
 
+    def plain(self) -> Delta:
+        """Return the change without a code of its own around it: itself, for kinds that have none."""
+        return self
+
     def fit(self, module: nn.Module) -> Delta:
         """Return the delta as it goes onto a module.
 

@@ -107,6 +107,8 @@ def add(*deltas: Delta) -> Delta:
     (low-rank ones stack their ranks), else dense, computed one tensor at a time.
     """
     assert deltas, "a sum needs a delta"
+    if len(deltas) > 1:
+        deltas = tuple(delta.plain() for delta in deltas)
     kind = type(deltas[0])
     if all(type(delta) is kind for delta in deltas):
         same = kind.add_same(deltas)

@@ -14,6 +14,9 @@ from pathlib import Path
 from temper.core.errors import ModelError
 from temper.delta.base import Delta, read_delta
 
+COMBINATION_FILE = "combination.json"
+"""in the folder of a stage whose model is several models, combined while they generate"""
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -41,6 +44,11 @@ def trace(stage: str, artifact: Callable[[str], Path | None]) -> Lineage:
     while (folder := artifact(stage)) is not None:
         if (folder / "model").is_dir():
             return Lineage(folder / "model", tuple(reversed(deltas)), stage)
+        if (folder / COMBINATION_FILE).is_file():
+            raise ModelError(
+                f"{folder}: stage {stage!r} is a combination of models, which has no weights of its own; "
+                "name one of the models that it is made of"
+            )
         if not (folder / "delta").is_dir():
             raise ModelError(f"{folder}: holds neither model/ nor delta/; stage {stage!r} made no model")
         deltas.append((stage, read_delta(folder / "delta")))

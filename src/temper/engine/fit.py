@@ -232,6 +232,9 @@ def fit(
             )
     sources = [rows] if isinstance(rows, Rows) else list(rows)
     rows = Rows.concatenate(sources, "")
+    if model.fusion is not None:
+        reason = f"is a combination of {len(model.members)} models, which has no weights of its own"
+        raise SettingError("train.from", stage, reason, "train one of the models that it is made of")
     check_formats(rows, settings.objective)
     device = best_device()
     divides = is_divided(world, _whole_for(settings))

@@ -6,17 +6,19 @@ example: intervals by bootstrap, flips by counting.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from temper.core.errors import ModelError
 from temper.core.hashing import hash_json
 from temper.core.methods import Method
 from temper.data.example import Row
 from temper.data.source import Source
+from temper.measure.statistics import Transform, value_of
 from temper.models.model import Model
 
 Unit = Literal["share", "nats per token", "perplexity", "number"]
@@ -48,12 +50,22 @@ class Score:
     """what each score counts (tokens, for perplexity); None for equal weights"""
     correct: tuple[bool, ...] | None = None
     """where an example is right or wrong: for flips"""
-    transform: Literal["mean", "exp"] = "mean"
-    """value = weighted mean of the scores, or e to that (perplexity from nats)"""
+    transform: Transform = "mean"
+    """value = weighted mean of the scores, e to that (perplexity from nats), or the sum of each group's absolute sum
+    over all weight (calibration by bins)"""
+    groups: tuple[int, ...] | None = None
+    """the group of each score, where the value is one by groups"""
+    confidences: tuple[float, ...] | None = None
+    """the probability that the model gave to its own answers, where it was asked for them"""
     unit: Unit = "share"
     samples: tuple[Sample, ...] = ()
     num_left_out: int = 0
     """examples left out by `on_bad_rows: skip`: rows that cannot be read, and those longer than the model can take"""
+
+    @property
+    def value(self) -> float:
+        """What the scores come to."""
+        return value_of(self.scores, self.weights, self.transform, self.groups)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,24 @@ class Subject:
     model is the base itself"""
     shots: Sequence[Row] = field(default_factory=tuple)
     """worked examples put before each prompt: the few-shot arm"""
+    load_base: Callable[[], Model] | None = None
+    """loads the untuned base, for suites that need its weights, where it is not in memory"""
+    asks_confidences: bool = False
+    """whether suites of right and wrong answers should say how sure the model was: `Score.confidences`"""
+
+    def untuned(self) -> Model | None:
+        """Return the untuned base with its weights, loaded where it is not in memory; None for the base itself.
+
+        Raises:
+            ModelError: it cannot be reached.
+        """
+        if self.base is not None or self.base_fingerprint in ("", self.model.fingerprint):
+            return self.base
+        if self.load_base is None:
+            raise ModelError(
+                f"the base {self.base_fingerprint} is not in memory; hand it over as Subject.base or Subject.load_base"
+            )
+        return self.load_base()
 
 
 class Suite(Method, axis="suite", packages=("temper.measure",)):

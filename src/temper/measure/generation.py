@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from pydantic import Field
 
 from temper.core.errors import DataError
 from temper.data.example import Row
+from temper.data.example import Sequence as Tokens
 from temper.measure.base import NUM_SAMPLES, Sample, Score, Subject, Unit
 from temper.measure.examples import SEPARATOR, PromptSuite, Question
-from temper.models.generate import generate
+from temper.models.generate import generate, stop_tokens
 from temper.models.model import Model
+from temper.signals.likelihood import example_logprobs
 
 
 class GenerationSuite(PromptSuite):
@@ -68,6 +71,7 @@ class GenerationSuite(PromptSuite):
             higher_is_better=higher_is_better,
             scores=tuple(float(score) for score in judged),
             correct=tuple(bool(score) for score in judged) if is_right_or_wrong else None,
+            confidences=_confidences(subject.model, prompts, written, room) if subject.asks_confidences else None,
             unit=unit,
             samples=tuple(
                 Sample(question.text, self.expected(question), output, float(score))
@@ -80,6 +84,18 @@ class GenerationSuite(PromptSuite):
         answers = [self.expected(self.question(row)) for row in rows]
         longest = max(len(tokens) for tokens in model.tokenizer(answers, add_special_tokens=False)["input_ids"])
         return 2 * longest + 8
+
+
+def _confidences(
+    model: Model, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]], room: int
+) -> tuple[float, ...]:
+    """Return the probability of each answer: the product of its tokens', and of the end where it ended."""
+    examples = []
+    for prompt, answer in zip(prompts, written, strict=True):
+        end = stop_tokens(model)[:1] if len(answer) < room else []
+        tokens_T = np.array([*prompt, *answer, *end], np.int32)
+        examples.append([Tokens(tokens_T, (np.arange(len(tokens_T)) >= len(prompt)).astype(np.float32))])
+    return tuple(float(np.exp(own.sum())) for own in example_logprobs(model, examples))
 
 
 def _cut(text: str, ends: Sequence[str]) -> str:

@@ -51,7 +51,7 @@ class MultipleChoice(PromptSuite, name="multiple_choice"):
         if not kept:
             raise DataError(self.source.label, None, "holds no row that can be asked", "raise max_length")
         logprobs = iter(example_logprobs(subject.model, [[choice] for _, choices in kept for choice in choices]))
-        chosen, correct = [], []
+        chosen, correct, confidences = [], [], []
         for row, continuations in kept:
             choices, right = self._choices(row)
             likelihoods = [
@@ -61,12 +61,14 @@ class MultipleChoice(PromptSuite, name="multiple_choice"):
             best = int(np.argmax(likelihoods))
             chosen.append(choices[best])
             correct.append(best == right)
+            confidences.append(float(1 / np.exp(np.array(likelihoods) - likelihoods[best]).sum()))
         questions = [self.question(row) for row, _ in kept[:NUM_SAMPLES]]
         return Score(
             metric="multiple choice",
             higher_is_better=True,
             scores=tuple(float(is_right) for is_right in correct),
             correct=tuple(correct),
+            confidences=tuple(confidences) if subject.asks_confidences else None,
             samples=tuple(
                 Sample(question.text, question.answer, output, float(is_right))
                 for question, output, is_right in zip(questions, chosen, correct, strict=False)

@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
@@ -60,6 +61,8 @@ class SuiteReport(TypedDict):
     weights: list[float] | None
     correct: list[bool] | None
     transform: Transform
+    groups: NotRequired[list[int]]
+    """where the value is one by groups"""
     samples: list[dict[str, str | float]]
     changes: dict[str, Change]
     """by what it is compared with: `base`, `few_shot`, `previous`"""
@@ -84,6 +87,7 @@ def measure_model(
     model_key: str | None = None,
     base: Model | None = None,
     base_fingerprint: str = "",
+    load_base: Callable[[], Model] | None = None,
     base_reports: Mapping[str, SuiteReport] | None = None,
     few_shot_reports: Mapping[str, SuiteReport] | None = None,
     previous_reports: Mapping[str, SuiteReport] | None = None,
@@ -103,6 +107,7 @@ def measure_model(
         model_key: names the model for the cache; its fingerprint by default.
         base: the untuned base, where it is in memory.
         base_fingerprint: names the untuned base.
+        load_base: loads it, for suites that need its weights.
         base_reports: the base's suites, to compare with; likewise `few_shot_reports` and `previous_reports`.
         say: takes a line for the user before each suite.
 
@@ -118,7 +123,7 @@ def measure_model(
         "previous": previous_reports,
     }
     key = model_key or model.fingerprint
-    subject = Subject(model, base, base_fingerprint)
+    subject = Subject(model, base, base_fingerprint, load_base=load_base)
     reports: dict[str, SuiteReport] = {}
     few_shot: dict[str, SuiteReport] = {}
     for suite, role in suites:
@@ -128,7 +133,7 @@ def measure_model(
         worked = suite.shots(shots, cache) if shots else ()
         if worked:
             say(f"measuring {suite.label} after {len(worked)} worked examples")
-            score = cached_score(suite, Subject(model, base, base_fingerprint, worked), cache, key, seed)
+            score = cached_score(suite, replace(subject, shots=worked), cache, key, seed)
             report = suite_report(score, role, suite.label, seed)
             few_shot[suite.label] = _with_changes(report, suite.label, {"base": reports}, seed)
     measurement: Measurement = {"suites": reports, "seconds": time.monotonic() - started}
@@ -173,9 +178,9 @@ def cached_score(suite: Suite, subject: Subject, cache: Path, model_key: str, se
 
 def suite_report(score: Score, role: Role, label: str, seed: int = 0) -> SuiteReport:
     """Return a score with its value and interval, compared with nothing yet."""
-    interval = value_interval(score.scores, score.weights, score.transform, seed=seed)
+    interval = value_interval(score.scores, score.weights, score.transform, groups=score.groups, seed=seed)
     _check_finite_interval(interval, label)
-    return {
+    report: SuiteReport = {
         "role": role,
         "metric": score.metric,
         "unit": score.unit,
@@ -192,6 +197,9 @@ def suite_report(score: Score, role: Role, label: str, seed: int = 0) -> SuiteRe
         "samples": [_shown(sample) for sample in score.samples],
         "changes": {},
     }
+    if score.groups is not None:
+        report["groups"] = list(score.groups)
+    return report
 
 
 def compare(now: SuiteReport, before: SuiteReport, seed: int = 0) -> Change:
@@ -201,7 +209,14 @@ def compare(now: SuiteReport, before: SuiteReport, seed: int = 0) -> Change:
         ValueError: the two were not measured on the same examples.
     """
     interval = difference_interval(
-        now["scores"], before["scores"], now["weights"], before["weights"], now["transform"], seed=seed
+        now["scores"],
+        before["scores"],
+        now["weights"],
+        before["weights"],
+        now["transform"],
+        now_groups=now.get("groups"),
+        before_groups=before.get("groups"),
+        seed=seed,
     )
     is_judged = now["correct"] is not None and before["correct"] is not None
     flips = count_flips(now["correct"] or (), before["correct"] or ()) if is_judged else None

@@ -1,8 +1,9 @@
 """How sure a number is: intervals for a value, and for the difference of two values on the same examples.
 
 Decisions:
-- A value is the weighted mean of its scores, or e to that. Examples are drawn again, never tokens: tokens of
-  one document are not independent.
+- A value is the weighted mean of its scores, e to that, or, for scores in groups whose errors must not cancel one
+  another between groups (calibration by bins), the sum of the groups' absolute sums over all weight. Examples are
+  drawn again, never tokens: tokens of one document are not independent.
 - Scores of any kind: the studentised bootstrap (bootstrap-t; Efron and Tibshirani, An Introduction to the
   Bootstrap, 1993, chapter 12) on 2,000 resamples, with the linearised standard error of a weighted mean. On
   skewed scores it covers clearly better than percentile or BCa intervals at 25 to 200 examples (0.91 against
@@ -12,9 +13,10 @@ Decisions:
   of equally weighted 0s and 1s has the Wilson score interval (Wilson 1927; Brown, Cai and DasGupta 2001), and a
   difference of two shares on the same examples that of Bonett and Price (2012: the Wald interval after one
   more example in each discordant cell). Neither collapses at 0 or 100 %.
+- A value by groups is never negative and its lower end is cut at 0. An example keeps its group in every resample.
 - Equal scores that are not 0s and 1s (the base's drift from itself) give the point itself.
 
-Legend: E examples, R resamples, F sums that an estimate is made of.
+Legend: E examples, R resamples, G groups.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Transform = Literal["mean", "exp"]
+Transform = Literal["mean", "exp", "by group"]
+Groups = Sequence[int] | None
 Verdict = Literal["better", "worse", "same"]
 
 NUM_RESAMPLES = 2000
@@ -55,14 +58,19 @@ class Flips:
     positive: int
 
 
-def value_of(scores: Sequence[float], weights: Sequence[float] | None = None, transform: Transform = "mean") -> float:
-    """Return the weighted mean of the scores, or e to that.
+def value_of(
+    scores: Sequence[float],
+    weights: Sequence[float] | None = None,
+    transform: Transform = "mean",
+    groups: Groups = None,
+) -> float:
+    """Return the weighted mean of the scores, e to that, or the sum of the groups' absolute weighted sums.
 
     Raises:
         ValueError: no score, or no weight at all.
     """
-    mean = _Arm.of(scores, weights, transform).mean
-    return float(np.exp(mean)) if transform == "exp" else mean
+    arm = _Arm.of(scores, weights, transform, groups)
+    return float(arm.influence(np.ones((1, len(arm.scores_E))))[0][0])
 
 
 def value_interval(
@@ -70,6 +78,7 @@ def value_interval(
     weights: Sequence[float] | None = None,
     transform: Transform = "mean",
     *,
+    groups: Groups = None,
     level: float = LEVEL,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -80,10 +89,12 @@ def value_interval(
     """
     if transform == "mean" and is_share(scores, weights):
         return wilson(int(sum(scores)), len(scores), level)
-    arm = _Arm.of(scores, weights, "mean")
+    arm = _Arm.of(scores, weights, "mean" if transform == "exp" else transform, groups)
     interval = _bootstrap([arm], np.array([1.0]), level, num_resamples, seed)
     if transform == "mean":
         return interval
+    if transform == "by group":
+        return Interval(interval.value, max(0.0, interval.low), max(0.0, interval.high))
     with np.errstate(over="ignore"):
         value, low, high = (float(np.exp(end)) for end in (interval.value, interval.low, interval.high))
     return Interval(value, low, high)
@@ -96,6 +107,8 @@ def difference_interval(
     before_weights: Sequence[float] | None = None,
     transform: Transform = "mean",
     *,
+    now_groups: Groups = None,
+    before_groups: Groups = None,
     level: float = LEVEL,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -109,7 +122,10 @@ def difference_interval(
         raise ValueError(f"{len(now)} examples cannot be paired with {len(before)}")
     if transform == "mean" and is_share(now, now_weights) and is_share(before, before_weights):
         return bonett_price([bool(score) for score in now], [bool(score) for score in before], level)
-    arms = [_Arm.of(now, now_weights, transform), _Arm.of(before, before_weights, transform)]
+    arms = [
+        _Arm.of(now, now_weights, transform, now_groups),
+        _Arm.of(before, before_weights, transform, before_groups),
+    ]
     return _bootstrap(arms, np.array([1.0, -1.0]), level, num_resamples, seed)
 
 
@@ -157,23 +173,28 @@ def verdict(difference: Interval, higher_is_better: bool) -> Verdict:
 
 @dataclass(frozen=True)
 class _Arm:
-    """The scores of one model: f(weighted mean), f the identity or e to the power."""
+    """The scores of one model: f(weighted mean), f the identity or e to the power; or a value by groups."""
 
     scores_E: Array
     weights_E: Array
     transform: Transform
+    member_EG: Array | None = None
+    """1 where an example is in a group"""
 
     @classmethod
-    def of(cls, scores: Sequence[float], weights: Sequence[float] | None, transform: Transform) -> _Arm:
+    def of(
+        cls, scores: Sequence[float], weights: Sequence[float] | None, transform: Transform, groups: Groups = None
+    ) -> _Arm:
         scores_E = np.asarray(scores, np.float64)
         weights_E = np.ones_like(scores_E) if weights is None else np.asarray(weights, np.float64)
         if scores_E.shape != weights_E.shape or not weights_E.sum() > 0:
             raise ValueError(f"{scores_E.size} scores with {weights_E.size} weights: nothing to average")
-        return cls(scores_E, weights_E, transform)
-
-    @property
-    def mean(self) -> float:
-        return float((self.scores_E * self.weights_E).sum() / self.weights_E.sum())
+        if transform != "by group":
+            return cls(scores_E, weights_E, transform)
+        if groups is None or len(groups) != len(scores_E):
+            raise ValueError(f"{scores_E.size} scores with {len(groups or ())} groups: each needs one")
+        _, place_E = np.unique(np.asarray(groups), return_inverse=True)
+        return cls(scores_E, weights_E, transform, np.eye(int(place_E.max()) + 1)[place_E])
 
     def influence(self, share_RE: Array) -> tuple[Array, Array]:
         """Return the value (R,) under resampling shares, and what each example adds to its linearised error (R, E).
@@ -181,6 +202,11 @@ class _Arm:
         `share_RE` are counts; an example that was not drawn still has an influence, which the caller weighs by 0.
         """
         total_R = share_RE @ self.weights_E
+        if self.member_EG is not None:
+            sum_RG = share_RE @ (self.member_EG * (self.weights_E * self.scores_E)[:, None])
+            value_R = np.abs(sum_RG).sum(1) / total_R
+            signed_RE = (np.sign(sum_RG) @ self.member_EG.T) * self.scores_E
+            return value_R, self.weights_E * (signed_RE - value_R[:, None]) / total_R[:, None]
         mean_R = (share_RE @ (self.weights_E * self.scores_E)) / total_R
         influence_RE = self.weights_E * (self.scores_E - mean_R[:, None]) / total_R[:, None]
         if self.transform == "mean":

@@ -7,22 +7,26 @@ with R[i, j] the accuracy on task j after learning task i of T, and b[j] that of
     backward transfer  BWT = mean over j < T of R[T, j] - R[j, j]
     forward transfer   FWT = mean over j > 1 of R[j - 1, j] - b[j]
 
-Also: performance maintenance (A Domain-Agnostic Approach for Characterization of Lifelong Learning Systems,
-arXiv:2301.07799): the mean, over tasks and all models after the one that learned a task, of what has changed since;
-and forgetting (Riemannian Walk for Incremental Learning, arXiv:1801.10112): the mean over tasks of the best earlier
-accuracy minus the last.
+Also, from A Domain-Agnostic Approach for Characterization of Lifelong Learning Systems, arXiv:2301.07799:
+performance maintenance, the mean, over tasks and all models after the one that learned a task, of what has changed
+since; and transfer as a contrast, (after - before) / (after + before) of a task's accuracy around the learning of
+another one, from -1 to 1, on average over the pairs: backward for tasks learned before the other, forward for those
+still to be learned. And forgetting (Riemannian Walk for Incremental Learning, arXiv:1801.10112): the mean over tasks of
+the best earlier accuracy minus the last.
 
 Deviations, because a recipe's stages and suites are not one task each:
 - Which stage learned which suite is given. A kept suite that no stage trained on counts as learned by the base, so
   that backward transfer says what became of it.
 - Only suites in unit `share` count: perplexities and nats have no common scale with accuracies.
 - b[j] is the base, not a random model. Suites that no stage learned do not count towards forward transfer.
+- A contrast of two zeros is left out, as 0 / 0. The paper's relative performance and sample efficiency compare whole
+  learning curves with those of single-task experts, which a matrix of finished stages does not hold.
 - Values that are missing are left out of means; a mean of nothing is None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
 from temper.core.errors import SettingError, nearest
@@ -46,6 +50,8 @@ class Matrix(TypedDict):
     forward_transfer: float | None
     performance_maintenance: float | None
     forgetting: float | None
+    backward_contrast: float | None
+    forward_contrast: float | None
 
 
 def transfer_matrix(
@@ -94,7 +100,25 @@ def transfer_matrix(
             _mean(_minus(value, curve[at]) for value in curve[at + 1 :]) for curve, at in followed
         ),
         "forgetting": _mean(_forgetting(curve) for curve, _ in followed),
+        "backward_contrast": _mean(_contrasts(curves.values(), is_backward=True)),
+        "forward_contrast": _mean(_contrasts(curves.values(), is_backward=False)),
     }
+
+
+def _contrasts(curves: Iterable[tuple[Sequence[float | None], int]], is_backward: bool) -> Iterator[float | None]:
+    """Yield the contrast of every task around the learning of every other one."""
+    learned = list(curves)
+    for number, (curve, at) in enumerate(learned):
+        for other, (_, step) in enumerate(learned):
+            # What the base knew was not learned in a step of its own.
+            if other != number and step > 0 and (at < step if is_backward else at > step):
+                yield _contrast(curve[step - 1], curve[step])
+
+
+def _contrast(before: float | None, after: float | None) -> float | None:
+    if before is None or after is None or before + after == 0:
+        return None
+    return (after - before) / (after + before)
 
 
 def _forgetting(curve: Sequence[float | None]) -> float | None:

@@ -1,26 +1,27 @@
-"""Weighted sums of models."""
+"""Weighted means of models: the uniform soup."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from temper.core.errors import SettingError
-from temper.merge.base import Merge
+from temper.merge.base import Formula
+from temper.merge.weights import are_equal, check_weights, weighted_sum
 
 
-class Linear(Merge, name="linear"):
-    """Add the models' changes to the base, each with its weight.
+class Linear(Formula, name="linear"):
+    """Add the models' changes to the base, each with its weight: a uniform soup where nothing else is said.
 
         theta = theta_base + sum_i w_i (theta_i - theta_base)
 
-    Papers: Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-    inference time, arXiv:2203.05482 (equal weights that sum to 1: the default); Editing Models with Task
-    Arithmetic, arXiv:2212.04089 (any weights). `weights` are the w_i. Where they sum to 1 the base drops out
-    and theta is the weighted mean of the theta_i.
+    `weights` are the w_i, 1 / n each by default. Where they sum to 1 the base drops out and theta is the weighted
+    mean of the theta_i. (`task_arithmetic` is the same sum with weights of 1.)
+
+    Paper: Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
+    inference time, arXiv:2203.05482 (the uniform soup).
     """
 
     weights: list[FiniteFloat] | None = Field(
@@ -28,21 +29,21 @@ class Linear(Merge, name="linear"):
     )
     normalize: bool = Field(False, description="divide the weights by their sum")
 
+    @property
+    def is_symmetric(self) -> bool:
+        return are_equal(self.weights)
+
+    @property
+    def keeps_one_model(self) -> bool:
+        return self.weights is None or self.normalize or self.weights == [1.0]
+
     def check(self, num_models: int) -> None:
-        if self.weights is None:
-            return
-        if len(self.weights) != num_models:
-            raise SettingError(
-                "weights", self.weights, f"has {len(self.weights)} factors for {num_models} models", "give one for each"
-            )
-        if self.normalize and sum(self.weights) == 0:
+        check_weights(self.weights, num_models)
+        if self.weights is not None and self.normalize and sum(self.weights) == 0:
             raise SettingError("weights", self.weights, "sums to 0 and cannot be normalized", "set normalize: false")
 
     def combine(self, name: str, base: Tensor, deltas: Sequence[Tensor]) -> Tensor:
-        merged = torch.zeros_like(base)
-        for weight, delta in zip(self.factors(len(deltas)), deltas, strict=True):
-            merged.add_(delta, alpha=weight)
-        return merged
+        return weighted_sum(self.factors(len(deltas)), deltas)
 
     def factors(self, num_models: int) -> list[float]:
         """Return the weight of each model."""

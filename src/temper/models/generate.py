@@ -14,7 +14,7 @@ Legend: P prompts, B rows of a batch, L longest prompt of a batch, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -115,9 +115,11 @@ def _continue(
     if temperature > 0:
         generator = torch.Generator().manual_seed(seed)
         draws_P = torch.rand(len(prompts), max_new_tokens, generator=generator, dtype=torch.float64)
-    with torch.no_grad(), evaluation_mode(model.module):
+    with torch.no_grad(), ExitStack() as modes:
+        for member in model.members:
+            modes.enter_context(evaluation_mode(member.module))
         for batch in _batches([len(prompt) for prompt in prompts], max_new_tokens, batch_tokens):
-            writer = _Writer(model.module, [prompts[index] for index in batch], max_new_tokens)
+            writer = _Writer(model, [prompts[index] for index in batch], max_new_tokens)
             draws_B = None if draws_P is None else draws_P[batch].to(writer.device)
             for index, text in zip(batch, writer.write(ends, temperature, draws_B), strict=True):
                 texts[index] = text
@@ -130,9 +132,10 @@ def _check(model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
     empty = next((index for index, prompt in enumerate(prompts) if len(prompt) == 0), None)
     if empty is not None:
         raise ValueError(f"prompts[{empty}]: is empty; begin it with the tokenizer's beginning-of-sequence token")
-    if model.anatomy.positions is not None and prompts:
+    positioned = [member for member in model.members if member.anatomy.positions is not None]
+    if positioned and prompts:
         longest = max(map(len, prompts))
-        limit = model.module.config.max_position_embeddings
+        limit = min(member.module.config.max_position_embeddings for member in positioned)
         if longest + max_new_tokens > limit:
             raise ValueError(
                 f"max_new_tokens: {max_new_tokens} after a prompt of {longest} tokens is more than the model's "
@@ -152,9 +155,10 @@ def _batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int) -> 
 class _Writer:
     """One batch that is being continued."""
 
-    def __init__(self, module: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        self.module = module
-        self.device = module.get_input_embeddings().weight.device
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        self.fusion = model.fusion
+        self.modules: list[Any] = [member.module for member in model.members]
+        self.device = self.modules[0].get_input_embeddings().weight.device
         self.max_new_tokens = max_new_tokens
         length = max(map(len, prompts))
         padding = torch.tensor([length - len(prompt) for prompt in prompts])
@@ -164,7 +168,7 @@ class _Writer:
         self.positions_BL = positions_BL.clamp(min=0).to(self.device)
         # As long as the batch may get: one slice a step instead of one concatenation.
         self.mask_BL = (torch.arange(length + max_new_tokens) >= padding[:, None]).long().to(self.device)
-        self.cache = DynamicCache(config=module.config)
+        self.caches = [DynamicCache(config=module.config) for module in self.modules]
 
     def write(self, ends: set[int], temperature: float, draws_B: Tensor | None) -> list[list[int]]:
         """Return each row's new tokens, up to and with the first of `ends`."""
@@ -174,14 +178,7 @@ class _Writer:
         is_writing = [True] * len(texts)
         tokens, positions, seen = self.tokens_BL, self.positions_BL, self.tokens_BL.shape[1]
         for step in range(self.max_new_tokens):
-            logits_BV = self.module(
-                input_ids=tokens,
-                position_ids=positions,
-                attention_mask=self.mask_BL[:, :seen],
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            logits_BV = self._next(tokens, positions, seen)
             draws = None if draws_B is None else draws_B[:, step]
             new_B = choose(logits_BV, temperature, draws)
             for row, token in zip(rows, new_B.tolist(), strict=True):
@@ -198,8 +195,26 @@ class _Writer:
                 tokens, positions = tokens[kept_B], positions[kept_B]
                 self.mask_BL = self.mask_BL[kept_B]
                 draws_B = None if draws_B is None else draws_B[kept_B]
-                self.cache.batch_select_indices(kept_B)
+                for cache in self.caches:
+                    cache.batch_select_indices(kept_B)
         return texts
+
+    def _next(self, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
+        """Return what follows each row: logits, or the log-probabilities of a combination."""
+        logits: list[Tensor] = [
+            module(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=self.mask_BL[:, :seen],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            for module, cache in zip(self.modules, self.caches, strict=True)
+        ]
+        if self.fusion is None:
+            return logits[0]
+        return self.fusion.combine([torch.log_softmax(own.float(), -1) for own in logits])
 
 
 def choose(logits_BV: Tensor, temperature: float, draws_B: Tensor | None) -> Tensor:

@@ -99,6 +99,11 @@ def save_model(model: Model, folder: Path) -> None:
 
     What is loaded from it equals what was saved bit for bit; tied weights are written once and stay tied.
     """
+    if model.fusion is not None:
+        raise ModelError(
+            f"{folder}: a combination of {len(model.members)} models has no weights of its own to be saved; "
+            "save the models that it is made of"
+        )
     with _no_progress_bar():
         model.module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from temper.models.anatomy import Anatomy
 from temper.models.families import FamilyLayout
 
 HEAD = "head"
 """the folder of a stage that holds what its objective has learnt itself"""
+
+
+class Fusion(Protocol):
+    """Other models whose next-token distributions are combined with a model's own, token by token."""
+
+    @property
+    def members(self) -> Sequence[Model]:
+        """The other models; all read the same tokens."""
+        ...
+
+    def combine(self, logprobs: Sequence[Tensor]) -> Tensor:
+        """Return the combination's log-probabilities (N, V) from the model's own, first, and the members'."""
+        ...
 
 
 @dataclass
@@ -34,3 +50,10 @@ class Model:
     """folder of a head that an objective trained on its hidden states"""
     notes: tuple[str, ...] = ()
     """what was chosen where the checkpoint says nothing, such as a padding token"""
+    fusion: Fusion | None = None
+    """what it is combined with while it generates or is scored; such a model can be neither trained nor saved"""
+
+    @property
+    def members(self) -> tuple[Model, ...]:
+        """The model itself and those that it is combined with."""
+        return (self, *(() if self.fusion is None else self.fusion.members))

@@ -80,6 +80,7 @@ def plan(recipe: Recipe, base_key: str) -> list[Planned]:
             if (fingerprint := _fingerprint(source, fingerprints))
         }
         names = {name: keys[name] for name in (*models, *data) if name != BASE}
+        content = step.stage.content()
         key = hash_json(
             {
                 "kind": step.stage.method_name,
@@ -91,6 +92,7 @@ def plan(recipe: Recipe, base_key: str) -> list[Planned]:
                 "models": [keys[name] for name in models],
                 "outside": [Base(path=name).key(Path(), recipe.seed) for name in filter(is_outside, asked)],
                 "data": [keys[name] for name in data],
+                **({"content": content} if content else {}),
             }
         )
         keys[step.name] = key

@@ -22,7 +22,7 @@ import torch
 
 from temper.core.files import write_json
 from temper.core.hashing import hash_json
-from temper.core.methods import Settings
+from temper.core.methods import Settings, methods_in
 from temper.engine.precision import best_device, has_fast_bf16, hold_in
 from temper.measure.base import Suite, with_defaults
 from temper.measure.report import Measurement, Role, SuiteReport, measure_model
@@ -31,7 +31,7 @@ from temper.models.model import Model
 from temper.pipeline.explain import validate
 from temper.pipeline.keys import Planned
 from temper.pipeline.recipe import Recipe
-from temper.pipeline.references import BASE
+from temper.pipeline.references import BASE, replace_sources
 from temper.pipeline.shelf import Shelf, read_json
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class Measuring:
             self.shelf.cache,
             seed=self.settings.seed,
             base_fingerprint=base["base_fingerprint"],
+            load_base=lambda: ready(self.shelf.load(BASE)),
             base_reports=base["suites"],
             few_shot_reports=base.get("few_shot"),
             previous_reports=self.found[planned.previous]["suites"],
@@ -101,22 +102,25 @@ class Measuring:
         self._write(planned.name, folder, {**measured, "key": name})
 
     def leaks(self, planned: Planned) -> list[str]:
-        """Say which suites score rows that the stage trains on."""
+        """Say which suites score rows that the stage trains on, or chooses by."""
         learned = [self.shelf.bind(source) for source in planned.step.stage.sources()]
+        stage = replace_sources(planned.step.stage, self.shelf.bind)
+        chosen_by = [found for found in methods_in(stage) if planned.makes_model and isinstance(found, Suite)]
+        looked_at = {content for suite in chosen_by for content in suite.contents(self.shelf.cache, 0)}
         said = []
         for suite, _ in self.suites:
             scored = pa.array(suite.contents(self.shelf.cache, self.settings.seed), pa.large_string())
             if not len(scored):
                 continue
-            met: set[str] = set()
+            met = looked_at.intersection(scored.to_pylist())
             for source in learned:
                 # The few are looked up among the many, which may be millions and stay on disk.
                 learned_contents = source.open("train", self.shelf.cache, self.on_bad_rows).table["content"]
                 met.update(learned_contents.filter(pc.is_in(learned_contents, value_set=scored)).to_pylist())
             if met:
                 said.append(
-                    f"{suite.label} scores {len(met)} rows that this stage trains on: its value says little; give "
-                    "the source a test_share, in both places, or measure on other rows"
+                    f"{suite.label} scores {len(met)} rows that this stage trains on or chooses by: its value says "
+                    "little; give the source a test_share, in both places, or measure on other rows"
                 )
         return said
 
@@ -185,10 +189,11 @@ def _lineage(measured: Sequence[Planned], place: Mapping[str, int]) -> list[int]
 
 def ready(model: Model) -> Model:
     """Put a model on the fastest device, and hold half-precision weights in float32 where that is faster."""
-    model.module.to(best_device())
-    weight = next(model.module.parameters())
-    if weight.dtype in (torch.bfloat16, torch.float16) and not has_fast_bf16(weight.device):
-        hold_in(model, torch.float32)
+    for member in model.members:
+        member.module.to(best_device())
+        weight = next(member.module.parameters())
+        if weight.dtype in (torch.bfloat16, torch.float16) and not has_fast_bf16(weight.device):
+            hold_in(member, torch.float32)
     return model
 
 

@@ -10,6 +10,7 @@ from temper.core.errors import SettingError
 from temper.core.methods import Settings
 from temper.data.rows import Rows
 from temper.data.source import Source, Split
+from temper.delta.lineage import COMBINATION_FILE
 from temper.models.families import FamilyLayout
 from temper.models.model import Model
 from temper.pipeline.base import Base
@@ -76,7 +77,9 @@ def last_model(run: Run) -> str:
     made = [
         name
         for name, stage in run.stages.items()
-        if name != BASE and stage.is_done and any((stage.folder / kind).is_dir() for kind in ("delta", "model"))
+        if name != BASE
+        and stage.is_done
+        and any((stage.folder / kind).exists() for kind in ("delta", "model", COMBINATION_FILE))
     ]
     return made[-1] if made else BASE
 

@@ -13,8 +13,9 @@ from temper.core.hashing import hash_file, hash_json
 from temper.data.rows import Rows
 from temper.data.source import OnBadRows, Source, Split
 from temper.data.sources.stage import DATA_FILE, StageData
+from temper.decode.base import Decode
 from temper.delta.base import PROVENANCE_FILE
-from temper.delta.lineage import trace
+from temper.delta.lineage import COMBINATION_FILE, trace
 from temper.engine.distributed import World
 from temper.models.load import fingerprint_module, load_model
 from temper.models.model import HEAD, Model
@@ -46,6 +47,9 @@ class Shelf:
         """
         if is_outside(stage):
             return Base(path=stage).open(self.cache, self.seed)
+        folder = self.artifact(stage)
+        if folder is not None and (folder / COMBINATION_FILE).is_file():
+            return self._combination(folder)
         line = trace(stage, self.artifact)
         model = self.base.open(self.cache, self.seed) if line.root is None else load_model(line.root)
         for _, delta in line.deltas:
@@ -53,10 +57,15 @@ class Shelf:
         if line.deltas:
             model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
             model.is_changed = False
-        folder = self.artifact(stage)
         if folder is not None and (folder / HEAD).is_dir():
             model.head = folder / HEAD
         return model
+
+    def _combination(self, folder: Path) -> Model:
+        names = read_json(folder / "stage.json")["models"]
+        note = read_json(folder / COMBINATION_FILE)
+        models = {name: self.load(name) for name in names}
+        return Decode.parse(note["method"]).join([models[names[number]] for number in note["of"]])
 
     def artifact(self, stage: str) -> Path | None:
         """Return a stage's folder, None for the base."""
@@ -101,8 +110,7 @@ def fingerprint_results(folder: Path, inputs: Sequence[str]) -> str:
     """Name what a stage left for others by content, on top of what it read; provenance does not count."""
     files = [file for result in RESULTS for file in sorted((folder / result).rglob("*")) if file.is_file()]
     files = [file for file in files if file.name != PROVENANCE_FILE]
-    if (folder / DATA_FILE).is_file():
-        files.append(folder / DATA_FILE)
+    files += [folder / name for name in (DATA_FILE, COMBINATION_FILE) if (folder / name).is_file()]
     return hash_json([list(inputs), [[file.relative_to(folder).as_posix(), hash_file(file)] for file in files]])
 
 

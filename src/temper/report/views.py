@@ -67,6 +67,15 @@ _SUMMARIES = {
         "Mean change of the suites since they were learned, over all later models.",
     ),
     "forgetting": ("Forgetting", "Mean fall of the suites from their best earlier value to the last model's."),
+    "backward_contrast": (
+        "Backward transfer, as a contrast",
+        "Mean of (after - before) / (after + before) of the suites learned before, around the learning of each other "
+        "one.",
+    ),
+    "forward_contrast": (
+        "Forward transfer, as a contrast",
+        "The same for the suites that are still to be learned.",
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from temper.data.pack import Batch
 from temper.models.attention import PackedLayout, packed_inputs
-from temper.models.model import Model
+from temper.models.model import Fusion, Model
 from temper.signals.head import CHUNK_VALUES, Logprobs, SummedLogprobs
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
@@ -110,9 +110,32 @@ def logits_of(model: Model, hidden_CD: Tensor) -> Tensor:
 
 
 def forward(model: Model, batch: Batch, reduce: Reduction = logprob) -> Tensor:
-    """Run the model over a packed batch and reduce the logits of its supervised tokens, (N, ...)."""
+    """Run the model over a packed batch and reduce the logits of its supervised tokens, (N, ...).
+
+    Of a combination of models these are its log-probabilities.
+    """
+    if model.fusion is not None:
+        return _fused(model, model.fusion, batch, reduce)
     hidden_TD = hidden_states(model, batch)
     return project(model, hidden_TD.index_select(0, batch.supervised_N), batch.targets_N, reduce)
+
+
+def _fused(model: Model, fusion: Fusion, batch: Batch, reduce: Reduction) -> Tensor:
+    hidden = [hidden_states(member, batch).index_select(0, batch.supervised_N) for member in model.members]
+    per_chunk = max(1, MAX_CHUNK_VALUES // model.module.get_submodule(model.anatomy.head).weight.shape[0])
+    parts = [hidden[0].sum(1)[:0]]
+    for start in range(0, batch.num_supervised, per_chunk):
+        chunk = slice(start, start + per_chunk)
+        own = [
+            project(member, hidden_ND[chunk], batch.targets_N[chunk], _all_logprobs)
+            for member, hidden_ND in zip(model.members, hidden, strict=True)
+        ]
+        parts.append(reduce(fusion.combine(own), batch.targets_N[chunk]))
+    return torch.cat(parts[1:] or parts)
+
+
+def _all_logprobs(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+    return torch.log_softmax(logits_CV, 1)
 
 
 def token_logprobs(model: Model, batch: Batch) -> Tensor:
@@ -133,10 +156,10 @@ def summed_logprobs(model: Model, batch: Batch, counts_N: Tensor) -> tuple[Tenso
         a scalar, differentiable once, and (N,), detached; both float32.
     """
     head = model.module.get_submodule(model.anatomy.head)
-    hidden_ND = hidden_states(model, batch).index_select(0, batch.supervised_N)
-    if len(batch.targets_N) == 0 or not _is_plain(model, head):
-        logprobs_N = project(model, hidden_ND, batch.targets_N)
+    if model.fusion is not None or len(batch.targets_N) == 0 or not _is_plain(model, head):
+        logprobs_N = token_logprobs(model, batch)
         return (logprobs_N * counts_N).sum(), logprobs_N.detach()
+    hidden_ND = hidden_states(model, batch).index_select(0, batch.supervised_N)
     how = _how(model, hidden_ND, head)
     return SummedLogprobs.apply(hidden_ND, head.weight, batch.targets_N, counts_N, *how)  # type: ignore[no-any-return, no-untyped-call]
 

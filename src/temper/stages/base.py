@@ -85,6 +85,10 @@ class Stage(Method, axis="stage", packages=("temper.stages",)):
         """Return the data that this stage reads."""
         return ()
 
+    def content(self) -> str:
+        """Name by content what it reads besides stages and sources, such as a model's folder; part of its key."""
+        return ""
+
     def stands(self, folder: Path, details: Mapping[str, Any]) -> bool:
         """Tell whether what the finished stage left is still there.
 

@@ -65,6 +65,7 @@ class Evaluate(Stage, name="evaluate"):
                 context.cache,
                 seed=self.seed,
                 base_fingerprint=fingerprint,
+                load_base=lambda: context.load("base"),
                 base_reports=reports,
                 few_shot_reports=few_shot,
                 say=context.say,

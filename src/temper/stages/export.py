@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ from temper.delta.low_rank import WEIGHTS_FILE, LowRankDelta
 from temper.models.load import save_model
 from temper.models.model import Model
 from temper.stages.base import Context, Outcome, Stage
+from temper.stages.changes import Stages
 
 Form = Literal["model", "adapter"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -32,14 +33,6 @@ MARK = "temper.json"
 """A folder with this file is Temper's own and may be replaced by a later export."""
 
 PROBE = "Hello there, it's 2026:\n\tdef f(x): return x  # na\u00efve \u4f60\u597d"
-
-
-class Stages(Protocol):
-    """What a finished run gives: its stages' models and folders."""
-
-    def load(self, stage: str) -> Model: ...
-
-    def artifact(self, stage: str) -> Path | None: ...
 
 
 class ExportStage(Stage, name="export"):
@@ -134,7 +127,8 @@ def stack_adapters(stages: Stages, stage: str) -> LowRankDelta:
     if not line.deltas:
         raise SettingError("as", "adapter", f"cannot hold {stage!r}: it is the base, without any change", fix)
     deltas: list[Delta] = []
-    for name, delta in line.deltas:
+    for name, written in line.deltas:
+        delta = written.plain()
         if not isinstance(delta, LowRankDelta):
             reason = f"cannot hold {stage!r}: the change of stage {name!r} is {delta.kind}, not low-rank"
             raise SettingError("as", "adapter", reason, fix)

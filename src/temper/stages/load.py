@@ -1,0 +1,44 @@
+"""Bring another model into a recipe: to merge with, to port onto, to combine with, or to be compared with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from temper.core.files import whole_folder
+from temper.lab.bases import open_base
+from temper.models.load import find_folder, fingerprint_folder, load_model, save_model
+from temper.models.model import Model
+from temper.stages.base import Context, Outcome, Stage
+
+LAB = "lab:"
+
+
+class Load(Stage, name="load"):
+    """Take a model from a folder, the hub or the lab; writes whole weights."""
+
+    path: str = Field(min_length=1, description="a model's folder, a hub id (owner/name), or lab:NAME")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub repository")
+
+    def models(self, previous: str) -> Sequence[str]:
+        return ()
+
+    def content(self) -> str:
+        if self.path.startswith(LAB):
+            return self._open().fingerprint
+        return fingerprint_folder(find_folder(self.path, revision=self.revision))
+
+    def run(self, context: Context, previous: str) -> Outcome:
+        start = time.monotonic()
+        model = self._open()
+        with whole_folder(context.folder / "model") as folder:
+            save_model(model, folder)
+        parameters = sum(parameter.numel() for parameter in model.module.parameters())
+        return Outcome(cost={"seconds": time.monotonic() - start}, details={"parameters": parameters})
+
+    def _open(self) -> Model:
+        if self.path.startswith(LAB):
+            return open_base(self.path.removeprefix(LAB))
+        return load_model(self.path, revision=self.revision)

@@ -1,0 +1,67 @@
+"""What every decoder must keep: a distribution over tokens, the same when written and when scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from families import tiny
+from temper.core.errors import ModelError
+from temper.data.example import Example, Sequence
+from temper.data.pack import pack
+from temper.decode.base import Decode
+from temper.models.generate import generate
+from temper.models.load import save_model
+from temper.signals.forward import forward, token_logprobs
+from training import examples
+
+NUM: dict[str, int] = {"emulated_fine_tuning": 3}
+"""models that a method is tried with"""
+CONTRACTS: dict[str, Any] = {name: {name: {}} for name in Decode.methods()}
+SIZES: list[dict[str, Any]] = [{}, {"hidden_size": 32, "num_hidden_layers": 1}, {"hidden_size": 32, "seed": 1}]
+
+
+def joined(written: Any, **changes: Any) -> Any:
+    method = Decode.parse(written)
+    num = NUM.get(method.method_name, 2)
+    method.check(num)
+    return method.join([tiny(**{**SIZES[number], **changes}) for number in range(num)])
+
+
+@pytest.mark.parametrize("written", CONTRACTS.values(), ids=CONTRACTS)
+def test_it_is_a_distribution(written: Any) -> None:
+    model, batch = joined(written), pack(examples())
+    with torch.no_grad():
+        all_NV = forward(model, batch, lambda logits, targets: logits)
+        chosen_N = token_logprobs(model, batch)
+    torch.testing.assert_close(all_NV.exp().sum(1), torch.ones(len(all_NV)), atol=1e-5, rtol=0)
+    assert torch.equal(chosen_N, all_NV.log_softmax(1).gather(1, batch.targets_N[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("written", CONTRACTS.values(), ids=CONTRACTS)
+def test_what_it_writes_is_what_scoring_says_whatever_the_batch(written: Any) -> None:
+    model = joined(written)
+    prompts = [[1, 5, 9], [1, 44], [1, 7, 8, 9, 30, 31, 32]]
+    together = generate(model, prompts, 12, stop=[])
+    assert together == [generate(model, [prompt], 12, stop=[])[0] for prompt in prompts]
+    for prompt, text in zip(prompts, together, strict=True):
+        tokens_T = np.array(prompt + text, np.int32)
+        weights_T = (np.arange(len(tokens_T)) >= len(prompt)).astype(np.float32)
+        with torch.no_grad():
+            batch = pack([Example((Sequence(tokens_T, weights_T),), {})])
+            best_N = forward(model, batch, lambda logits, targets: logits.argmax(1))
+        assert best_N.tolist() == text
+    sampled = generate(model, prompts, 8, temperature=1.0, seed=3, stop=[])
+    assert sampled == generate(model, prompts, 8, temperature=1.0, seed=3, stop=[]) != together
+
+
+@pytest.mark.parametrize("written", CONTRACTS.values(), ids=CONTRACTS)
+def test_its_name_follows_from_method_and_models_and_it_is_not_saved(written: Any, tmp_path: Any) -> None:
+    assert joined(written).fingerprint == joined(written).fingerprint != joined(written, seed=5).fingerprint
+    with pytest.raises(ModelError, match="no weights of its own"):
+        save_model(joined(written), tmp_path)
+    with pytest.raises(ModelError, match=r"of\[1\]: reads other tokens"):
+        Decode.parse(written).join([tiny(), tiny(vocab_size=99), tiny()])
