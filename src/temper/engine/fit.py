@@ -79,6 +79,13 @@ class FitSettings(Settings):
         description="tokens in one forward pass at most: bounds memory, and changes nothing else without dropout; by "
         "default 8192 on a GPU and 2048 on a CPU",
     )
+    recompute: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the blocks whose activations are computed again in the backward pass instead of being "
+        "kept: less memory for up to a third more work, and the same bits",
+    )
     max_length: int = Field(
         2048,
         ge=2,
@@ -182,15 +189,81 @@ def fit(
     device = best_device()
     model.module.to(device)
     reset_peak_memory(device)
-    dtype = resolve(settings.precision, device)
-    torch.manual_seed(seed)
     if model.is_changed:
         model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
-    tuning = settings.tune.attach(model, seed)
+    tuning = attach(model, settings, seed)
     model.is_changed = True
-    tuning.hold_in(dtype)
+    data = prepare(model, rows, settings, seed, on_bad_rows, open_source)
+    trackings = [tracker.open(stage, folder) for tracker in settings.track]
+    loop = assemble(tuning, data, settings, folder, stage)
+    loop.on_step = lambda metrics: _tell(metrics, on_step, trackings)
+    try:
+        totals = loop.run()
+    finally:
+        for tracking in trackings:
+            tracking.close()
+    main, aside, shares = data.main, data.aside, data.shares
+    tallies = [main.tally, aside.tally, *(encoded.tally for encoded in shares)]
+    bad = [row for source in (rows, *(encoded.rows for encoded in shares)) for row in source.bad]
+    bad += [row for tally in tallies for row in tally.bad]
+    _write_quarantine(folder / "quarantine.jsonl", bad)
+    details: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+        "trainable_parameters": sum(parameter.numel() for _, parameter in loop.trained),
+        "rows": len(rows),
+        "bad_rows": len(bad),
+        "held_out": aside.tally.examples,
+        "examples": main.tally.examples,
+        "truncated": sum(tally.truncated for tally in tallies),
+        "truncated_tokens": sum(tally.truncated_tokens for tally in tallies),
+        "longest": main.tally.longest,
+        "lr": learning_rate(settings),
+        "dtype": str(loop.dtype).removeprefix("torch."),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        **{name: totals[name] for name in ("loss", "best_step", "best_validation_loss") if name in totals},
+    }
+    cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
+    cost["peak_memory_bytes"] = peak_memory_bytes(device)
+    return Fitted(tuning, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
+
+
+@dataclass
+class Data:
+    """What a fit reads, encoded."""
+
+    steps: Steps
+    main: EncodedRows
+    aside: EncodedRows
+    """the rows held out"""
+    shares: list[EncodedRows]
+    validation: Validation | None = None
+
+
+def default_micro_tokens(settings: FitSettings) -> int:
+    """Return the tokens of one forward pass at most."""
+    return settings.micro_tokens or (2048 if best_device().type == "cpu" else 8192)
+
+
+def learning_rate(settings: FitSettings) -> float:
+    """Return the peak learning rate."""
+    return type(settings.tune).default_lr if settings.lr is None else settings.lr
+
+
+def prepare(
+    model: Model,
+    rows: Rows,
+    settings: FitSettings,
+    seed: int = 0,
+    on_bad_rows: OnBadRows = "stop",
+    open_source: Callable[[Source], Rows] | None = None,
+) -> Data:
+    """Encode rows as a fit reads them; of the model, only its tokenizer and configuration are read.
+
+    Raises:
+        SettingError, DataError: rows that cannot be trained on.
+    """
     encoder = Encoder.of(model, settings.max_length, settings.truncate)
-    micro_tokens = settings.micro_tokens or (2048 if device.type == "cpu" else 8192)
 
     def encode(row: Row) -> list[tuple[Tokens, ...]]:
         return settings.objective.encode(row, encoder)
@@ -208,7 +281,7 @@ def fit(
                 f"holds out {len(held_out)} rows of which none can be used",
                 "hold out more, or mend the rows put aside",
             )
-        batches = to_batches(examples, micro_tokens)
+        batches = to_batches(examples, default_micro_tokens(settings))
         validation = Validation(batches, settings.validation.every_steps, settings.validation.patience)
     shares = []
     for share in settings.shares:
@@ -225,56 +298,39 @@ def fit(
         None if settings.batch_tokens is not None else settings.batch_size or 32,
         settings.batch_tokens,
     )
-    parameters = list(tuning.parameters())
-    lr = type(settings.tune).default_lr if settings.lr is None else settings.lr
-    trackings = [tracker.open(stage, folder) for tracker in settings.track]
-    loop = Loop(
+    return Data(steps, main, aside, [encoded for encoded, _ in shares], validation)
+
+
+def attach(model: Model, settings: FitSettings, seed: int = 0) -> Tuning:
+    """Let the numbers move that are to move, and hold the others in the type of the products."""
+    torch.manual_seed(seed)
+    tuning = settings.tune.attach(model, seed)
+    tuning.hold_in(resolve(settings.precision, next(model.module.parameters()).device))
+    return tuning
+
+
+def assemble(tuning: Tuning, data: Data, settings: FitSettings, folder: Path, stage: str = "") -> Loop:
+    """Put the loop together."""
+    model = tuning.model
+    return Loop(
         model=model,
         tuning=tuning,
         objective=settings.objective,
         target=settings.objective.build(model),
-        optimizer=settings.optimizer.build(parameters, lr),
+        optimizer=settings.optimizer.build(list(tuning.parameters()), learning_rate(settings)),
         schedule=settings.schedule,
-        steps=steps,
+        steps=data.steps,
         folder=folder,
         retentions=[method.build(model, tuning) for method in settings.retain],
-        micro_tokens=micro_tokens,
+        micro_tokens=default_micro_tokens(settings),
+        recompute=settings.recompute,
         clip=settings.clip,
         spike=settings.spike,
         checkpoint_steps=settings.checkpoint_steps,
-        validation=validation,
-        dtype=dtype,
+        validation=data.validation,
+        dtype=resolve(settings.precision, next(model.module.parameters()).device),
         stage=stage,
-        on_step=lambda metrics: _tell(metrics, on_step, trackings),
     )
-    try:
-        totals = loop.run()
-    finally:
-        for tracking in trackings:
-            tracking.close()
-    tallies = [main.tally, aside.tally, *(encoded.tally for encoded, _ in shares)]
-    bad = [row for source in (rows, *(encoded.rows for encoded, _ in shares)) for row in source.bad]
-    bad += [row for tally in tallies for row in tally.bad]
-    _write_quarantine(folder / "quarantine.jsonl", bad)
-    details: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
-        "trainable_parameters": sum(parameter.numel() for _, parameter in parameters),
-        "rows": len(rows),
-        "bad_rows": len(bad),
-        "held_out": aside.tally.examples,
-        "examples": main.tally.examples,
-        "truncated": sum(tally.truncated for tally in tallies),
-        "truncated_tokens": sum(tally.truncated_tokens for tally in tallies),
-        "longest": main.tally.longest,
-        "lr": lr,
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        **{name: totals[name] for name in ("loss", "best_step", "best_validation_loss") if name in totals},
-    }
-    cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
-    cost["peak_memory_bytes"] = peak_memory_bytes(device)
-    return Fitted(tuning, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
 
 
 def _tell(metrics: Metrics, on_step: Callable[[Metrics], None] | None, trackings: list[Tracking]) -> None:

@@ -14,9 +14,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from temper.engine.cost import FlopCounter
 from temper.engine.precision import computing_in
 from temper.engine.watch import LossWatch, naming_memory
 from temper.models.model import Model
+from temper.models.recompute import recomputing
 from temper.objectives.base import Loss, Objective, Target
 from temper.retain.base import Retention
 from temper.tune.base import Tuning
@@ -65,6 +66,8 @@ class Loop:
     retentions: Sequence[Retention] = ()
     micro_tokens: int = 8192
     """tokens in one forward pass, at most; bounds memory"""
+    recompute: float = 0.0
+    """share of the blocks whose activations are computed again in the backward pass"""
     clip: float | None = 1.0
     spike: float | None = 8.0
     checkpoint_steps: int = 100
@@ -78,7 +81,7 @@ class Loop:
         self.trained: list[tuple[str, nn.Parameter]] = list(self.tuning.parameters())
         self.lives: list[Live] = [self.tuning, self.target, *self.retentions]
         self.watch = LossWatch(self.spike)
-        self.flops = FlopCounter(self.model)
+        self.flops = FlopCounter(self.model, self.recompute)
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.totals: Metrics = {"steps": 0, "tokens": 0, "supervised_tokens": 0, "flops": 0.0, "seconds": 0.0}
         """further on also `loss`, of the last step"""
@@ -100,7 +103,7 @@ class Loop:
         self.model.module.train()
         # On a GPU the next batches are made while it computes; on a CPU a second thread would only compete.
         source = ahead(iter(self.steps)) if self.device.type != "cpu" else iter(self.steps)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        with recomputing(self.model, self.recompute), self._log() as log:
             for step in source:
                 if self._is_over():
                     break
@@ -123,6 +126,9 @@ class Loop:
             self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
         return dict(self.totals)
 
+    def _log(self) -> TextIO:
+        return (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+
     def _step(self, step: Step) -> Metrics:
         number = int(self.totals["steps"])
         moment = Moment(number, step.progress, step.epoch, self.stage, self.best["last"])
@@ -131,8 +137,7 @@ class Loop:
         factor = self.schedule.value(moment)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        batches = [pack(examples).to(self.device) for examples in split_by_cost(step.examples, self.micro_tokens)]
-        units = sum(self.objective.units(batch) for batch in batches)
+        batches, units = self.batches(step.examples)
         if units == 0:
             origins = ", ".join(str(example.origin) for example in step.examples[:3])
             raise TrainingError(
@@ -141,21 +146,15 @@ class Loop:
         total, sums, worst = 0.0, dict[str, float](), list[tuple[float, Origin]]()
         for batch in batches:
             with naming_memory(number, batch.num_tokens, self.micro_tokens):
-                with computing_in(self.dtype, self.device):
-                    loss = self.target.loss(batch, moment)
-                (loss.total / units).backward()
-            total += float(loss.total.detach())
+                loss = self.add_gradients(batch, units, moment)
+            total += float(loss.total)
             for name, value in loss.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
             worst += _by_document(loss, batch)
-        penalty = self._penalty(moment)
-        if penalty is not None:
-            penalty.backward()
-        parameters = [parameter for _, parameter in self.trained]
-        grad_norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip))
+        penalty = self.add_penalty(moment)
+        grad_norm = float(self.clip_gradients())
         self.watch.check(number, total / units, grad_norm, worst)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update()
         for live in self.lives:
             live.after_step(moment)
         self.totals["steps"] += 1
@@ -171,14 +170,44 @@ class Loop:
             "grad_norm": grad_norm,
             "tokens": self.totals["tokens"],
             "supervised_tokens": self.totals["supervised_tokens"],
-            **({} if penalty is None else {"penalty": float(penalty.detach())}),
+            **({} if penalty is None else {"penalty": float(penalty)}),
             **{name: value / units for name, value in sums.items()},
         }
 
-    def _penalty(self, moment: Moment) -> Tensor | None:
+    # What follows makes every tensor of a step and reads no number of them, so that it also runs on tensors without
+    # content (`trace.py`).
+
+    def batches(self, examples: Sequence[Example]) -> tuple[list[Batch], float]:
+        """Return a step's micro-batches, and the units that its loss is divided by."""
+        batches = [pack(part).to(self.device) for part in split_by_cost(examples, self.micro_tokens)]
+        return batches, sum(self.objective.units(batch) for batch in batches)
+
+    def add_gradients(self, batch: Batch, units: float, moment: Moment) -> Loss:
+        """Run a micro-batch forward and backward, and return its loss, detached."""
+        with computing_in(self.dtype, self.device):
+            loss = self.target.loss(batch, moment)
+        (loss.total / units).backward()
+        return replace(loss, total=loss.total.detach())
+
+    def add_penalty(self, moment: Moment) -> Tensor | None:
+        """Add the gradient of the methods' own terms, and return their sum, None where there are none."""
         terms = [self.tuning.penalty(), *(retention.penalty(moment) for retention in self.retentions)]
         present = [term for term in terms if term is not None]
-        return torch.stack(present).sum() if present else None
+        if not present:
+            return None
+        penalty = torch.stack(present).sum()
+        penalty.backward()
+        return penalty.detach()
+
+    def clip_gradients(self) -> Tensor:
+        """Bound the gradient's norm, and return what it was."""
+        parameters = [parameter for _, parameter in self.trained]
+        return nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip)
+
+    def update(self) -> None:
+        """Take the optimizer's step, and let the gradients go."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _validate(self, step: int) -> float:
         assert self.validation is not None
