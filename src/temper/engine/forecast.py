@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from temper.data.stream import ENCODED_BEFOREHAND
 from temper.engine.cost import FlopCounter
 from temper.engine.fit import Data, FitSettings, assemble, attach
 from temper.engine.loop import Loop
-from temper.engine.precision import best_device
+from temper.engine.layout import Layout, shard
+from temper.engine.precision import best_device, resolve
 from temper.engine.trace import Ledger, Memory, Traced, without_content
 from temper.models.model import Model
 
@@ -113,8 +115,30 @@ class Forecast:
     parameters: int = 0
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """Machines that are not there."""
+
+    processes: int
+    layout: Layout
+
+
+@contextmanager
+def pretended(place: Elsewhere | None) -> Iterator[DeviceMesh | None]:
+    """Be the first of some processes that are not there: what is sent to them arrives nowhere."""
+    if place is None:
+        yield None
+        return
+    sizes = place.layout.sizes(place.processes)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=place.processes)
+    try:
+        yield init_device_mesh("cpu", sizes, mesh_dim_names=("fsdp", "tp"))
+    finally:
+        dist.destroy_process_group()
+
+
 def forecast(
-    make: Callable[[], Model], data: Data, settings: FitSettings, seed: int = 0, start: dict[str, object] | None = None
+    make: Callable[[], Model], data: Data, settings: FitSettings, seed: int = 0, place: Elsewhere | None = None
 ) -> Forecast:
     """Read a stage's data and trace its step.
 
@@ -122,26 +146,40 @@ def forecast(
         make: makes the model; called where tensors have no content.
         data: the stage's data; its steps are read, and stand at the start again afterwards.
         settings: of the stage.
+        place: the processes that divide the work; None for this one alone. Steps and tokens are then those of all
+            of them, and memory is that of one, which has its share of every batch.
 
     Raises:
-        TemperError: settings that do not fit the model.
+        TemperError: settings that do not fit the model, or a layout that does not.
     """
+    with pretended(place) as mesh:
+        return _forecast(make, data, settings, seed, mesh)
+
+
+def _forecast(
+    make: Callable[[], Model], data: Data, settings: FitSettings, seed: int, mesh: DeviceMesh | None
+) -> Forecast:
     begin = data.steps.state_dict()
-    device = best_device()
-    ledger = Ledger()
+    device = best_device() if mesh is None else torch.device("cpu")
+    ledger = Ledger(follows_sizes=mesh is not None)
+    root = None
     with without_content() as mode, ledger, device:
         model = make()
         ledger.vocabulary = model.module.get_output_embeddings().weight.shape[0]
+        parameters = sum(parameter.numel() for parameter in model.module.parameters())
+        if mesh is not None:
+            for parameter in model.module.parameters():
+                parameter.data = parameter.data.float()
+            root = shard(model.module, model.anatomy, mesh, resolve(settings.precision, device))
         tuning = attach(model, settings, seed)
         loop = assemble(tuning, data, settings, Path())
     try:
         work = read_work(loop)
     finally:
         data.steps.load_state_dict(begin)
-    parameters = sum(parameter.numel() for parameter in model.module.parameters())
     trainable = sum(parameter.numel() for _, parameter in loop.trained)
     try:
-        memory = Traced(loop, ledger, mode).run(work.largest)
+        memory = Traced(loop, ledger, mode, root).run(work.largest)
     except TemperError:
         raise
     except Exception as error:

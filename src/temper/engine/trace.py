@@ -22,13 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from temper.core.schedule import Moment
 from temper.data.pack import Batch
 from temper.engine.heap import Heap, is_modelled
+from temper.engine.layout import Whole, own
 from temper.engine.loop import Loop
+from temper.engine.precision import computing_in
 from temper.models.recompute import recomputing
 
 WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS = "weights", "gradients", "optimizer", "activations"
@@ -68,17 +71,24 @@ class Ledger(TorchDispatchMode):
 
     Args:
         vocabulary: tensors whose last dimension is this count as logits.
+        follows_sizes: look for storages that change their size, as those of gathered parameters do.
     """
 
-    def __init__(self, vocabulary: int = 0) -> None:
+    def __init__(self, vocabulary: int = 0, follows_sizes: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.vocabulary = vocabulary
+        self.vocabulary, self.follows_sizes = vocabulary, follows_sizes
+        self.start = 0
+        """the event from which the peak counts"""
         self.storages: list[_Storage] = []
         self.events: list[int] = []
         """number + 1 of a storage that comes, its negative where it goes"""
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented  # its own operations on what lies here follow
+        if self.follows_sizes:
+            self._follow_sizes()
         inputs = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
         passing = _converted_bytes(func, inputs)
         number = self._come(passing) if passing else 0
@@ -107,15 +117,27 @@ class Ledger(TorchDispatchMode):
         number = self._come(_rounded(storage.nbytes(), tensor.device), kind)
 
         def gone(_: Any) -> None:
-            del self._alive[key]
-            self.events.append(-number)
+            self.events.append(-self._alive.pop(key)[1])
 
         self._alive[key] = (weakref.ref(storage, gone), number)
+
+    def _follow_sizes(self) -> None:
+        """Note what was emptied, and what was filled again, since the last operation."""
+        for key, (reference, number) in list(self._alive.items()):
+            storage = reference()
+            if storage is None or storage.device.type == "meta" and not self.storages[number - 1].size:
+                continue
+            size = storage.nbytes()
+            known = self.storages[number - 1]
+            if size != known.size:
+                self.events.append(-number)
+                new = self._come(size, known.kind)
+                self._alive[key] = (reference, new)
 
     def call(self, kind: str, tensors: Iterable[Tensor]) -> None:
         """Say what the storages of tensors are."""
         for tensor in tensors:
-            found = self._alive.get(id(tensor.untyped_storage()))
+            found = self._alive.get(id(own(tensor).untyped_storage()))
             if found is not None:
                 self.storages[found[1] - 1].kind = kind
 
@@ -133,7 +155,9 @@ class Ledger(TorchDispatchMode):
                 else:
                     heap.release(-event)
             resident = held if heap is None else max(held, heap.resident_bytes)
-            if resident > most:
+            if place < self.start:
+                tensors = held
+            elif resident > most:
                 most, moment = resident, place
         parts = dict.fromkeys(KINDS, 0)
         for event in self.events[: moment + 1]:
@@ -166,6 +190,8 @@ class Traced:
     loop: Loop
     ledger: Ledger
     mode: FakeTensorMode
+    root: Whole | None = None
+    """of a model that is divided among processes"""
 
     def run(self, steps: Sequence[tuple[Sequence[Batch], float]]) -> Memory:
         """Run optimizer steps, each given as its micro-batches and units, and return the peak."""
@@ -174,17 +200,27 @@ class Traced:
         trained = [parameter for _, parameter in loop.trained]
         ledger.call(WEIGHTS, chain(module.parameters(), module.buffers(), trained))
         module.train()
+        ledger.start = len(ledger.events)
         with self.mode, ledger, recomputing(loop.model, loop.recompute):
             for number, (batches, units) in enumerate(steps):
                 self._step(Moment(number, 0.0), batches, units, trained)
         return ledger.peak(loop.device.type == "cpu")
+
+    def _add_gradients(self, batch: Batch, units: float, moment: Moment) -> None:
+        loop = self.loop
+        if self.root is None:
+            loop.add_gradients(batch, units, moment)
+            return
+        with computing_in(loop.dtype, loop.device):
+            total = self.root(lambda: loop.target.loss(batch, moment).total)
+        (total / units).backward()
 
     def _step(self, moment: Moment, batches: Sequence[Batch], units: float, trained: Sequence[Tensor]) -> None:
         loop, ledger = self.loop, self.ledger
         for live in loop.lives:
             live.before_step(moment)
         for batch in batches:
-            loop.add_gradients(batch, units, moment)
+            self._add_gradients(batch, units, moment)
             ledger.call(GRADIENTS, (one.grad for one in trained if one.grad is not None))
         loop.add_penalty(moment)
         loop.clip_gradients()
