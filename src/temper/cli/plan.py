@@ -27,19 +27,31 @@ def plan(
     flops_per_second: Annotated[
         float | None, typer.Option("--flops-per-second", help="Speed of the machine; measured here where not given.")
     ] = None,
+    world_size: Annotated[
+        int | None, typer.Option("--world-size", min=1, help="Plan for so many processes that are not there.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option("--layout", help="How they divide the work: fsdp=8,tp=2; all for fsdp by default.")
+    ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder under which runs lie, to see what is done.")] = RUNS,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON, in bytes and seconds.")] = False,
 ) -> None:
     """Say what a recipe will cost before anything trains: steps, tokens, FLOPs, memory, time, and what cannot work."""
+    from temper.core.errors import SettingError
+    from temper.engine.forecast import Elsewhere
+    from temper.engine.layout import Layout
     from temper.pipeline.plan import plan as make
     from temper.pipeline.recipe import Recipe
     from temper.report.forecast import print_plan
 
+    if layout is not None and world_size is None:
+        raise SettingError("--layout", layout, "divides the work of one process", "give --world-size too")
     made = make(
         Recipe.load(recipe, overrides or []),
         runs=runs,
         memory=None if memory is None else read_size(memory),
         flops_per_second=flops_per_second,
+        place=None if world_size is None else Elsewhere(world_size, Layout.parse(layout or "")),
     )
     if as_json:
         typer.echo(json.dumps(made.written(), indent=1))

@@ -43,8 +43,6 @@ class Speed:
     """of forward and backward passes"""
     updates_per_second: float
     """trained numbers that an optimizer's step changes in a second"""
-    seconds_per_pass: float = 0.0
-    """what a block of a pass costs besides"""
 
 
 def small_model(outline: Outline) -> Model:

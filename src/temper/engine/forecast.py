@@ -8,13 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
 from temper.core.errors import TemperError
 from temper.data.pack import Batch
 from temper.data.stream import ENCODED_BEFOREHAND
 from temper.engine.cost import FlopCounter
 from temper.engine.fit import Data, FitSettings, assemble, attach
-from temper.engine.loop import Loop
 from temper.engine.layout import Layout, shard
+from temper.engine.loop import Loop
 from temper.engine.precision import best_device, resolve
 from temper.engine.trace import Ledger, Memory, Traced, without_content
 from temper.models.model import Model

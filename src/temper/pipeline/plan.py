@@ -11,6 +11,7 @@ Decisions:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from temper.data.rows import Rows
 from temper.data.sources.stage import StageData
 from temper.engine.calibrate import Speed, measure_speed, resident_bytes, small_model
 from temper.engine.fit import Data, FitSettings, check_formats, default_micro_tokens, prepare
-from temper.engine.forecast import Forecast, forecast, longest_pass
+from temper.engine.forecast import Elsewhere, Forecast, forecast, longest_pass
 from temper.engine.precision import best_device
 from temper.models.load import Outline, outline_model
 from temper.pipeline.keys import plan as name_stages
@@ -96,6 +97,7 @@ def plan(
     runs: Path = Path("runs"),
     memory: int | None = None,
     flops_per_second: float | None = None,
+    place: Elsewhere | None = None,
 ) -> Plan:
     """Plan a recipe's run.
 
@@ -103,7 +105,9 @@ def plan(
         recipe: the recipe.
         runs: the folder under which runs lie, to see what is done already.
         memory: bytes that there are; this machine's where None.
-        flops_per_second: speed of the machine that is to run it; measured here where None.
+        flops_per_second: speed of all the processes together that are to run it; measured here where None.
+        place: processes that are not there; memory is then that of the tensors of one of them, and time is known
+            only where a speed is given.
 
     Raises:
         TemperError: a base that cannot be found, or data that is not there.
@@ -111,7 +115,7 @@ def plan(
     cache = runs / CACHE
     cache.mkdir(parents=True, exist_ok=True)
     outline = recipe.base.outline(cache, recipe.seed)
-    return _Planning(recipe, runs, cache, outline, memory, flops_per_second).plan()
+    return _Planning(recipe, runs, cache, outline, memory, flops_per_second, place).plan()
 
 
 @dataclass
@@ -122,12 +126,13 @@ class _Planning:
     outline: Outline
     memory: int | None
     flops_per_second: float | None
+    place: Elsewhere | None
 
     def plan(self) -> Plan:
         recipe, device = self.recipe, best_device()
         with torch.device("meta"):
             self.shape = outline_model(self.outline)
-        self.limit = self.memory or _memory_of(device)
+        self.limit = self.memory or (None if self.place else _memory_of(device))
         done = self._done()
         prepared: dict[str, Data] = {}
         sizes: dict[str, int] = {}
@@ -146,10 +151,11 @@ class _Planning:
         speed = self._speed(prepared)
         own = resident_bytes() - sum(sizes.values()) if device.type == "cpu" else 0
         for name, data in prepared.items():
-            process = own + sizes[name] if device.type == "cpu" else 0
+            process = own + sizes[name] if device.type == "cpu" and self.place is None else 0
             found[name] = self._train(found[name], recipe.step(name), data, process, speed)
         parameters = sum(parameter.numel() for parameter in self.shape.module.parameters())
-        return Plan(tuple(found.values()), parameters, self.limit, str(device))
+        where = str(device) if self.place is None else f"each of {self.place.processes} processes"
+        return Plan(tuple(found.values()), parameters, self.limit, where)
 
     def _done(self) -> set[str]:
         """Return the stages that a run would not do again."""
@@ -206,14 +212,15 @@ class _Planning:
 
     def _speed(self, prepared: dict[str, Data]) -> Speed | None:
         """Time a small model on the first training stage's settings: the process then holds what a training needs."""
+        given = self.flops_per_second
+        if self.place is not None:
+            return None if given is None else Speed(given, math.inf)
         if not prepared:
             return None
         name, data = next(iter(prepared.items()))
         settings: Any = self.recipe.step(name).stage
         speed = measure_speed(small_model(self.outline), settings, data)
-        if self.flops_per_second is None:
-            return speed
-        return replace(speed, flops_per_second=self.flops_per_second, updates_per_second=float("inf"))
+        return speed if given is None else Speed(given, math.inf)
 
     def _train(self, blank: StagePlan, step: Step, data: Data, process: int, speed: Speed | None) -> StagePlan:
         settings: Any = step.stage
@@ -247,7 +254,7 @@ class _Planning:
         return replace(planned, problem=f"needs {held:,} bytes of memory where there are {self.limit:,}", fixes=fixes)
 
     def _forecast(self, settings: Any, data: Data) -> Forecast:
-        return forecast(lambda: outline_model(self.outline), data, settings, self._seed(settings))
+        return forecast(lambda: outline_model(self.outline), data, settings, self._seed(settings), self.place)
 
     def _fixes(self, settings: Any, data: Data, process: int) -> Iterator[str]:
         """Yield settings with which the stage fits, found by tracing it with them: the mildest of each kind."""
