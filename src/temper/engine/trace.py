@@ -125,7 +125,7 @@ class Ledger(TorchDispatchMode):
         """Note what was emptied, and what was filled again, since the last operation."""
         for key, (reference, number) in list(self._alive.items()):
             storage = reference()
-            if storage is None or (storage.device.type == "meta" and not self.storages[number - 1].size):
+            if storage is None:
                 continue
             size = storage.nbytes()
             known = self.storages[number - 1]

@@ -32,6 +32,7 @@ from temper.pipeline.machine import memory_bytes
 from temper.pipeline.recipe import Recipe, Step
 from temper.pipeline.references import BASE, data_stages, previous_of
 from temper.pipeline.shelf import CACHE, read_json
+from temper.report import format as fmt
 from temper.tune.base import Tune
 
 PROCESS = "process"
@@ -133,12 +134,12 @@ class _Planning:
         with torch.device("meta"):
             self.shape = outline_model(self.outline)
         self.limit = self.memory or (None if self.place else _memory_of(device))
-        done = self._done()
+        self.done = self._done()
         prepared: dict[str, Data] = {}
         sizes: dict[str, int] = {}
         found: dict[str, StagePlan] = {}
         for step, previous in zip(recipe.stages, previous_of(recipe.stages), strict=True):
-            blank = StagePlan(step.name, step.stage.method_name, _reads(step, previous), step.name in done)
+            blank = StagePlan(step.name, step.stage.method_name, _reads(step, previous), step.name in self.done)
             found[step.name] = blank
             if isinstance(step.stage, FitSettings) and not blank.is_done:
                 before = resident_bytes()
@@ -157,21 +158,21 @@ class _Planning:
         where = str(device) if self.place is None else f"each of {self.place.processes} processes"
         return Plan(tuple(found.values()), parameters, self.limit, where)
 
-    def _done(self) -> set[str]:
-        """Return the stages that a run would not do again."""
+    def _done(self) -> dict[str, Path]:
+        """Return the folders of the stages that a run would not do again."""
         folder = self.runs / self.recipe.name
         if not (folder / "run.json").is_file():
-            return set()
+            return {}
         base = self.recipe.base.key(self.cache, self.recipe.seed)
         outputs: dict[str, str | None] = {BASE: base}
-        done = set()
+        done: dict[str, Path] = {}
         for planned in name_stages(self.recipe, base):
             places = [path for path in sorted(folder.glob(f"*-{planned.key}")) if path.is_dir()]
             record = read_json(places[0] / "stage.json") if places else {}
             inputs = [outputs[name] for name in (*planned.models, *planned.data)]
             stands = record.get("status") == "done" and record.get("inputs") == inputs
             if stands and planned.step.stage.stands(places[0], record.get("details", {})):
-                done.add(planned.name)
+                done[planned.name] = places[0]
                 outputs[planned.name] = record["output"]
             else:
                 outputs[planned.name] = None
@@ -180,7 +181,7 @@ class _Planning:
     def _prepare(self, step: Step, blank: StagePlan) -> tuple[StagePlan, Data | None]:
         """Read a training stage's data, as far as it is there."""
         settings: Any = step.stage
-        made = data_stages(step)
+        made = [name for name in data_stages(step) if name not in self.done]
         if made:
             note = f"reads what {' and '.join(made)} will make: tokens and memory are known when that has run"
             steps = settings.steps
@@ -194,6 +195,8 @@ class _Planning:
             return replace(blank, problem=str(error)), None
 
     def _open(self, source: Any) -> Rows:
+        if isinstance(source, StageData):
+            source = source.model_copy(update={"folder": self.done[source.stage]})
         rows: Rows = source.open("train", self.cache, self.recipe.on_bad_rows)
         return rows
 
@@ -251,7 +254,7 @@ class _Planning:
         if held is None or self.limit is None or held <= self.limit:
             return planned
         fixes = tuple(self._fixes(settings, data, process))
-        return replace(planned, problem=f"needs {held:,} bytes of memory where there are {self.limit:,}", fixes=fixes)
+        return replace(planned, problem=f"needs {fmt.size(held)} of memory where there are {fmt.size(self.limit)}", fixes=fixes)
 
     def _forecast(self, settings: Any, data: Data) -> Forecast:
         return forecast(lambda: outline_model(self.outline), data, settings, self._seed(settings), self.place)
@@ -266,7 +269,7 @@ class _Planning:
                 except TemperError:
                     continue
                 if found is not None and found.bytes + process <= self.limit:
-                    yield f"{text} ({found.bytes + process:,} bytes)"
+                    yield f"{text} ({fmt.size(found.bytes + process)})"
                     break
 
 
