@@ -168,14 +168,21 @@ def _forecast(
     device = best_device() if mesh is None else torch.device("cpu")
     ledger = Ledger(follows_sizes=mesh is not None)
     root = None
-    with without_content() as mode, ledger, device:
-        model = make()
-        ledger.vocabulary = model.module.get_output_embeddings().weight.shape[0]
-        parameters = sum(parameter.numel() for parameter in model.module.parameters())
-        if mesh is not None:
+    if mesh is not None:
+        # A mesh asks for its own numbers while it divides a model: that is done on `meta`, outside of the mode.
+        with torch.device("meta"):
+            model = make()
+            whole = sum(parameter.numel() for parameter in model.module.parameters())
             for parameter in model.module.parameters():
                 parameter.data = parameter.data.float()
             root = shard(model.module, model.anatomy, mesh, resolve(settings.precision, device))
+    with without_content() as mode, ledger, device:
+        if root is None:
+            model = make()
+            whole = sum(parameter.numel() for parameter in model.module.parameters())
+        else:
+            root.to_empty(device=device)
+        ledger.vocabulary = model.module.get_output_embeddings().out_features
         tuning = attach(model, settings, seed)
         loop = assemble(tuning, data, settings, Path())
     try:
@@ -189,8 +196,8 @@ def _forecast(
         raise
     except Exception as error:
         why = f"its memory cannot be traced: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return Forecast(work, None, why, trainable, parameters)
-    return Forecast(work, memory, "", trainable, parameters)
+        return Forecast(work, None, why, trainable, whole)
+    return Forecast(work, memory, "", trainable, whole)
 
 
 def longest_pass(data: Data) -> int:

@@ -254,7 +254,9 @@ class _Planning:
         if held is None or self.limit is None or held <= self.limit:
             return planned
         fixes = tuple(self._fixes(settings, data, process))
-        return replace(planned, problem=f"needs {fmt.size(held)} of memory where there are {fmt.size(self.limit)}", fixes=fixes)
+        return replace(
+            planned, problem=f"needs {fmt.size(held)} of memory where there are {fmt.size(self.limit)}", fixes=fixes
+        )
 
     def _forecast(self, settings: Any, data: Data) -> Forecast:
         return forecast(lambda: outline_model(self.outline), data, settings, self._seed(settings), self.place)
