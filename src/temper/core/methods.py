@@ -186,6 +186,9 @@ class Live:
     def after_step(self, moment: Any) -> None:
         """Called after the optimizer has stepped."""
 
+    def after_training(self) -> None:
+        """Called after the last step, with the numbers that are the result in place."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values that a resumed run needs."""
         return {}

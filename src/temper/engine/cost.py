@@ -14,6 +14,7 @@ from torch import Tensor
 
 from temper.data.pack import Batch
 from temper.models.model import Model
+from temper.models.recompute import num_recomputed
 from temper.signals.head import KEPT_VALUES
 
 _CLEAR_PEAK = "5"
@@ -47,10 +48,11 @@ class FlopCounter:
 
     Forward: 2 per weight of a block and token, 2 per weight of the head and supervised token, 4 H E (pairs of tokens)
     per block for attention. Backward: as much for the gradient of the inputs, as much again for the gradient of
-    the weights that train. The head's logits are computed twice where they are too many to be held.
+    the weights that train. The head's logits are computed twice where they are too many to be held, and the forward
+    pass of a `recompute` share of the blocks as well.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, recompute: float = 0.0) -> None:
         named = dict(model.module.named_modules())
         anatomy = model.anatomy
         self.block = self.block_trained = 0
@@ -61,12 +63,15 @@ class FlopCounter:
         head: Tensor = named[anatomy.head].weight
         self.head, self.vocabulary = head.numel(), head.shape[0]
         self.head_trained = self.head if head.requires_grad else 0
+        again = num_recomputed(len(anatomy.blocks), recompute)
+        self.again = sum(part.in_features * part.out_features for part in anatomy.parts() if part.block < again)
+        self.attention_again = sum(block.num_heads * block.head_dim for block in anatomy.blocks[:again])
         self.attention = sum(block.num_heads * block.head_dim for block in anatomy.blocks)
 
     def count(self, batch: Batch) -> float:
         """Return the operations of a forward and backward pass over a batch."""
         pairs = sum(length * (length + 1) // 2 for length in batch.lengths)
-        blocks = 2.0 * batch.num_tokens * (2 * self.block + self.block_trained)
+        blocks = 2.0 * batch.num_tokens * (2 * self.block + self.block_trained + self.again)
         is_computed_again = batch.num_supervised * self.vocabulary > KEPT_VALUES
         head = 2.0 * batch.num_supervised * ((2 + is_computed_again) * self.head + self.head_trained)
-        return blocks + head + 3 * 4.0 * pairs * self.attention
+        return blocks + head + 4.0 * pairs * (3 * self.attention + self.attention_again)

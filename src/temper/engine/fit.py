@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from temper.core.errors import SettingError
-from temper.core.methods import Settings
+from temper.core.methods import Live, Settings
 from temper.core.schedule import Schedule
 from temper.data.encode import Encoder
 from temper.data.example import Example, Row
@@ -89,6 +89,13 @@ class FitSettings(Settings):
         None,
         description="tokens in one forward pass at most: bounds memory, and changes nothing else without dropout; by "
         "default 8192 on a GPU and 2048 on a CPU",
+    )
+    recompute: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the blocks whose activations are computed again in the backward pass instead of being "
+        "kept: less memory for up to a third more work, and the same bits",
     )
     max_length: int = Field(
         2048,
@@ -241,16 +248,99 @@ def fit(
     if not divides:
         model.module.to(device)
     reset_peak_memory(device)
-    dtype = resolve(settings.precision, device)
-    torch.manual_seed(seed)
     if model.is_changed:
         model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
-    tuning = settings.tune.attach(model, seed)
+    tuning = attach(model, settings, seed)
     model.is_changed = True
-    tuning.hold_in(dtype)
-    placement = Sharded(world, model, dtype) if divides else Replicated(world)
+    data = prepare(model, sources, settings, seed, on_bad_rows, open_source)
+    placement = Sharded(world, model, dtype_of(settings)) if divides else Replicated(world)
+    trackings = [tracker.open(stage, folder) for tracker in settings.track if world.is_main]
+    loop = assemble(tuning, data, settings, folder, stage, seed=seed, load=load, placement=placement)
+    loop.on_step = lambda metrics: _tell(metrics, on_step, trackings)
+    if world.data_rank:  # what was drawn so far is the same everywhere; what is dropped from now on is each one's own
+        torch.manual_seed(_seed(seed, _PROCESS_STREAM, world.data_rank))
+    try:
+        with world.naming_a_death():
+            totals = loop.run()
+            placement.finish()
+    finally:
+        for tracking in trackings:
+            tracking.close()
+    tallies = [part.tally for part in (*data.main.parts, *data.put_aside, *data.shares)]
+    bad = [row for source in (rows, *(part.rows for part in data.shares)) for row in source.bad]
+    bad += [row for tally in tallies for row in tally.bad]
+    if world.is_main:
+        _write_quarantine(folder / "quarantine.jsonl", bad)
+    details: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+        "trainable_parameters": sum(parameter.numel() for _, parameter in loop.trained),
+        "rows": len(rows),
+        "bad_rows": len(bad),
+        "held_out": sum(part.tally.examples for part in data.put_aside),
+        "examples": sum(part.tally.examples for part in data.main.parts),
+        "truncated": sum(tally.truncated for tally in tallies),
+        "truncated_tokens": sum(tally.truncated_tokens for tally in tallies),
+        "longest": max(part.tally.longest for part in data.main.parts),
+        "lr": learning_rate(settings),
+        "dtype": str(loop.dtype).removeprefix("torch."),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "processes": world.size,
+        **{name: totals[name] for name in ("loss", "best_step", "best_validation_loss") if name in totals},
+        **({} if data.mixture is None else {"mixture": data.mixture.report()}),
+    }
+    cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
+    cost["peak_memory_bytes"] = peak_memory_bytes(device)
+    return Fitted(tuning, loop.target, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
+
+
+@dataclass
+class Data:
+    """What a fit reads, encoded."""
+
+    steps: Steps
+    main: Stream
+    aside: EncodedRows
+    """the rows held out"""
+    shares: list[EncodedRows]
+    draw: Callable[[Sequence[Source], int], list[Example]]
+    """gives at most that many examples of sources, or of the fit's own rows where none is named"""
+    mixture: Mixture | None = None
+    validation: Validation | None = None
+    mean_loss: Callable[[Sequence[Example]], float] | None = None
+    """measures the model as it is now, once a loop is put together"""
+
+    @property
+    def put_aside(self) -> list[EncodedRows]:
+        """All rows that are held out, those by which a mixture measures included."""
+        return [self.aside, *(() if self.mixture is None else self.mixture.held_out)]
+
+
+def default_micro_tokens(settings: FitSettings) -> int:
+    """Return the tokens of one forward pass at most."""
+    return settings.micro_tokens or (2048 if best_device().type == "cpu" else 8192)
+
+
+def learning_rate(settings: FitSettings) -> float:
+    """Return the peak learning rate."""
+    return type(settings.tune).default_lr if settings.lr is None else settings.lr
+
+
+def prepare(
+    model: Model,
+    sources: Sequence[Rows],
+    settings: FitSettings,
+    seed: int = 0,
+    on_bad_rows: OnBadRows = "stop",
+    open_source: Callable[[Source], Rows] | None = None,
+) -> Data:
+    """Encode rows as a fit reads them; of the model, only its tokenizer and configuration are read.
+
+    Raises:
+        SettingError, DataError: rows that cannot be trained on.
+    """
+    rows = Rows.concatenate(list(sources), "")
     encoder = Encoder.of(model, settings.max_length, settings.truncate)
-    micro_tokens = settings.micro_tokens or (2048 if device.type == "cpu" else 8192)
 
     def encode(row: Row) -> list[tuple[Tokens, ...]]:
         return settings.objective.encode(row, encoder)
@@ -270,7 +360,7 @@ def fit(
                 f"holds out {len(held_out)} rows of which none can be used",
                 "hold out more, or mend the rows put aside",
             )
-        batches = to_batches(examples, micro_tokens)
+        batches = to_batches(examples, default_micro_tokens(settings))
         validation = Validation(batches, settings.validation.every_steps, settings.validation.patience)
 
     def encoded_of(sources: Sequence[Source]) -> EncodedRows:
@@ -284,7 +374,8 @@ def fit(
         return [example for of_row in drawn_from.get(order.tolist()) for example in of_row]
 
     def loss_of(examples: Sequence[Example]) -> float:
-        return loop.mean_loss(to_batches(examples, micro_tokens))
+        assert data.mean_loss is not None
+        return data.mean_loss(examples)
 
     mixture: Mixture | None = None
     main: Stream
@@ -306,25 +397,56 @@ def fit(
         None if settings.batch_tokens is not None else settings.batch_size or 32,
         settings.batch_tokens,
     )
+    data = Data(steps, main, aside, [part for part, _ in shares], draw, mixture, validation)
+    return data
+
+
+def attach(model: Model, settings: FitSettings, seed: int = 0) -> Tuning:
+    """Let the numbers move that are to move, and hold the others in the type of the products."""
+    torch.manual_seed(seed)
+    tuning = settings.tune.attach(model, seed)
+    tuning.hold_in(dtype_of(settings))
+    return tuning
+
+
+def dtype_of(settings: FitSettings) -> torch.dtype:
+    """Return the type in which a fit's products are computed."""
+    return resolve(settings.precision, best_device())
+
+
+def assemble(
+    tuning: Tuning,
+    data: Data,
+    settings: FitSettings,
+    folder: Path,
+    stage: str = "",
+    *,
+    seed: int = 0,
+    load: Callable[[str], Model] | None = None,
+    placement: Replicated | None = None,
+) -> Loop:
+    """Put the loop together."""
+    model, placement = tuning.model, placement or Replicated(World())
+    device = next(model.module.parameters()).device
+    dtype = dtype_of(settings)
     parameters = list(tuning.parameters())
     setup = Setup(
         trained=parameters,
         seed=seed,
         load=cache(partial(_frozen, load or load_outside, device, dtype)),
-        examples=draw,
+        examples=data.draw,
         computing=partial(computing_in, dtype, device),
     )
-    lr = type(settings.tune).default_lr if settings.lr is None else settings.lr
     target = settings.objective.build(model, setup)
     moving = [*parameters, *target.parameters()]
-    optimizer = settings.optimizer.build(moving, lr)
-    facts = {"tune": settings.tune.written(), "seed": seed}
-    snapshots = Snapshots(settings.snapshots, folder, facts) if settings.snapshots else None
-    if snapshots is not None:
-        if world.size > 1:
+    optimizer = settings.optimizer.build(moving, learning_rate(settings))
+    further: list[Live] = [] if data.mixture is None else [data.mixture.mixing]
+    if settings.snapshots:
+        if placement.world.size > 1:
             raise SettingError("train.snapshots", settings.snapshots, "is for one process", "train this stage on one")
+        snapshots = Snapshots(settings.snapshots, folder, {"tune": settings.tune.written(), "seed": seed})
         snapshots.watch(moving, optimizer)
-    trackings = [tracker.open(stage, folder) for tracker in settings.track if world.is_main]
+        further.append(snapshots)
     loop = Loop(
         model=model,
         tuning=tuning,
@@ -332,58 +454,22 @@ def fit(
         target=target,
         optimizer=optimizer,
         schedule=settings.schedule,
-        steps=steps,
+        steps=data.steps,
         folder=folder,
         retentions=[method.build(model, setup) for method in settings.retain],
-        micro_tokens=micro_tokens,
+        micro_tokens=default_micro_tokens(settings),
+        recompute=settings.recompute,
         clip=settings.clip,
         spike=settings.spike,
         checkpoint_steps=settings.checkpoint_steps,
-        validation=validation,
+        validation=data.validation,
         dtype=dtype,
         stage=stage,
         placement=placement,
-        on_step=lambda metrics: _tell(metrics, on_step, trackings),
-        further=[live for live in (None if mixture is None else mixture.mixing, snapshots) if live is not None],
+        further=further,
     )
-    if world.data_rank:  # what was drawn so far is the same everywhere; what is dropped from now on is each one's own
-        torch.manual_seed(_seed(seed, _PROCESS_STREAM, world.data_rank))
-    try:
-        with world.naming_a_death():
-            totals = loop.run()
-            if snapshots is not None:
-                snapshots.finish()
-            placement.finish()
-    finally:
-        for tracking in trackings:
-            tracking.close()
-    put_aside = [aside, *(() if mixture is None else mixture.held_out)]
-    tallies = [part.tally for part in (*main.parts, *put_aside, *(part for part, _ in shares))]
-    bad = [row for source in (rows, *(part.rows for part, _ in shares)) for row in source.bad]
-    bad += [row for tally in tallies for row in tally.bad]
-    if world.is_main:
-        _write_quarantine(folder / "quarantine.jsonl", bad)
-    details: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
-        "trainable_parameters": sum(parameter.numel() for _, parameter in loop.trained),
-        "rows": len(rows),
-        "bad_rows": len(bad),
-        "held_out": sum(part.tally.examples for part in put_aside),
-        "examples": sum(part.tally.examples for part in main.parts),
-        "truncated": sum(tally.truncated for tally in tallies),
-        "truncated_tokens": sum(tally.truncated_tokens for tally in tallies),
-        "longest": max(part.tally.longest for part in main.parts),
-        "lr": lr,
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "processes": world.size,
-        **{name: totals[name] for name in ("loss", "best_step", "best_validation_loss") if name in totals},
-        **({} if mixture is None else {"mixture": mixture.report()}),
-    }
-    cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
-    cost["peak_memory_bytes"] = peak_memory_bytes(device)
-    return Fitted(tuning, target, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
+    data.mean_loss = lambda examples: loop.mean_loss(to_batches(examples, loop.micro_tokens))
+    return loop
 
 
 def _tell(metrics: Metrics, on_step: Callable[[Metrics], None] | None, trackings: list[Tracking]) -> None:

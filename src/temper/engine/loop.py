@@ -16,10 +16,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from temper.engine.placement import Replicated
 from temper.engine.precision import computing_in
 from temper.engine.watch import LossWatch, naming_memory
 from temper.models.model import Model
+from temper.models.recompute import recomputing
 from temper.objectives.base import Loss, Objective, Target
 from temper.retain.base import Retention
 from temper.tune.base import Tuning
@@ -71,6 +72,8 @@ class Loop:
     retentions: Sequence[Retention] = ()
     micro_tokens: int = 8192
     """tokens in one forward pass, at most; bounds memory"""
+    recompute: float = 0.0
+    """share of the blocks whose activations are computed again in the backward pass"""
     clip: float | None = 1.0
     spike: float | None = 8.0
     checkpoint_steps: int = 100
@@ -88,7 +91,7 @@ class Loop:
         self.trained: list[tuple[str, nn.Parameter]] = [*self.tuning.parameters(), *self.target.parameters()]
         self.lives: list[Live] = [self.tuning, self.target, *self.retentions, *self.further]
         self.watch = LossWatch(self.spike)
-        self.flops = FlopCounter(self.model)
+        self.flops = FlopCounter(self.model, self.recompute)
         self.world = self.placement.world
         if self.world.size > 1:
             self._check_that_parts_of_a_step_will_do()
@@ -114,8 +117,7 @@ class Loop:
         # On a GPU the next batches are made while it computes; on a CPU a second thread would only compete.
         is_ahead = self.device.type != "cpu" and not self.steps.is_live
         source = ahead(iter(self.steps)) if is_ahead else iter(self.steps)
-        place = self.folder / "metrics.jsonl" if self.world.is_main else Path(os.devnull)
-        with place.open("a", encoding="utf-8") as log, self.checkpoints.at_work():
+        with recomputing(self.model, self.recompute), self._log() as log, self.checkpoints.at_work():
             for step in source:
                 if self._is_over():
                     break
@@ -137,6 +139,8 @@ class Loop:
         if self.validation is not None:
             self.checkpoints.load_best(self.best["step"], self.trained)
             self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
+        for live in self.lives:
+            live.after_training()
         return dict(self.totals)
 
     def _check_that_parts_of_a_step_will_do(self) -> None:
@@ -149,6 +153,10 @@ class Loop:
                 f"{', '.join(names)}: looks at all examples of a step together, of which each of {self.world.size} "
                 f"processes has a share; train this stage on one process"
             )
+
+    def _log(self) -> TextIO:
+        place = self.folder / "metrics.jsonl" if self.world.is_main else Path(os.devnull)
+        return place.open("a", encoding="utf-8")
 
     def _step(self, step: Step) -> Metrics:
         number = int(self.totals["steps"])
@@ -168,20 +176,15 @@ class Loop:
                 f"step {number}: nothing in this batch is supervised ({origins}, ...); remove such rows"
             )
         worst: list[tuple[float, Origin]] = []
-        with computing_in(self.dtype, self.device):
-            self.target.before_batches(mine, moment)
-            for retention in self.retentions:
-                retention.before_batches(mine, moment)
+        self.look_at(mine, moment)
         sums = self._backward(batches, moment, units, worst)
         self.placement.add_up_gradients(self.trained)
-        penalty = self._penalty(moment)
+        penalty = self.add_penalty(moment)
         if penalty is not None:
-            penalty.backward()
-            sums["penalty"] = sums.get("penalty", 0.0) + float(penalty.detach())
-        grad_norm = self.placement.clip(self.trained, self.clip)
+            sums["penalty"] = sums.get("penalty", 0.0) + float(penalty)
+        grad_norm = float(self.clip_gradients())
         self.watch.check(number, sums["loss"] / units, grad_norm, partial(self._of_all, worst))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update()
         for live in self.lives:
             live.after_step(moment)
         self.totals["steps"] += 1
@@ -213,20 +216,16 @@ class Loop:
         sums: Metrics = {"loss": 0.0, "tokens": 0, "supervised_tokens": 0, "flops": 0.0}
         for place, (batch, counts) in enumerate(batches, 1):
             with naming_memory(moment.step, batch.num_tokens, self.micro_tokens):
-                with computing_in(self.dtype, self.device):
-                    loss = self.placement.forward(partial(self.target.loss, batch, moment))
-                self.placement.backward(loss.total * counts / units, is_last=place == len(batches))
-                penalty = self._batch_penalty(batch, moment)
+                loss, penalty = self.add_gradients(batch, units, moment, counts, is_last=place == len(batches))
             if not counts:
                 continue
             met = {
-                "loss": float(loss.total.detach()),
+                "loss": float(loss.total),
                 "tokens": batch.num_tokens,
                 "supervised_tokens": batch.num_supervised,
                 "flops": self.flops.count(batch),
+                **({} if penalty is None else {"penalty": float(penalty)}),
             }
-            if penalty is not None:
-                met["penalty"] = penalty
             for name, value in {**loss.metrics, **met}.items():
                 sums[name] = sums.get(name, 0.0) + value
             worst += _by_document(loss, batch)
@@ -235,21 +234,55 @@ class Loop:
     def _of_all(self, worst: list[tuple[float, Origin]]) -> list[tuple[float, Origin]]:
         return [entry for own in self.world.gather(worst) for entry in own]
 
-    def _batch_penalty(self, batch: Batch, moment: Moment) -> float | None:
-        """Add the gradient of each retention method's term for a micro-batch, and return the terms' sum."""
+    # What follows makes every tensor of a step and reads no number of them, so that it also runs on tensors without
+    # content (`trace.py`).
+
+    def batches(self, examples: Sequence[Example]) -> tuple[list[Batch], float]:
+        """Return a step's micro-batches on one process, and the units that its loss is divided by."""
+        batches = to_batches(examples, self.micro_tokens)
+        return batches, sum(self.objective.units(batch) for batch in batches)
+
+    def look_at(self, batches: Sequence[Batch], moment: Moment) -> None:
+        """Show a step's micro-batches to the methods before the first of them is computed."""
+        with computing_in(self.dtype, self.device):
+            self.target.before_batches(batches, moment)
+            for retention in self.retentions:
+                retention.before_batches(batches, moment)
+
+    def add_gradients(
+        self, batch: Batch, units: float, moment: Moment, counts: bool = True, is_last: bool = True
+    ) -> tuple[Loss, Tensor | None]:
+        """Run a micro-batch forward and backward; return its loss and the methods' own terms, detached."""
+        with computing_in(self.dtype, self.device):
+            loss = self.placement.forward(partial(self.target.loss, batch, moment))
+        self.placement.backward(loss.total * counts / units, is_last)
         terms = []
         for retention in self.retentions:
             with computing_in(self.dtype, self.device):
                 term = retention.batch_penalty(batch, moment)
             if term is not None:
                 term.backward()
-                terms.append(float(term.detach()))
-        return sum(terms) if terms else None
+                terms.append(term.detach())
+        return replace(loss, total=loss.total.detach()), torch.stack(terms).sum() if terms else None
 
-    def _penalty(self, moment: Moment) -> Tensor | None:
+    def add_penalty(self, moment: Moment) -> Tensor | None:
+        """Add the gradient of the methods' own terms, and return their sum, None where there are none."""
         terms = [self.tuning.penalty(), *(retention.penalty(moment) for retention in self.retentions)]
         present = [whole(term) for term in terms if term is not None]
-        return torch.stack(present).sum() if present else None
+        if not present:
+            return None
+        penalty = torch.stack(present).sum()
+        penalty.backward()
+        return penalty.detach()
+
+    def clip_gradients(self) -> Tensor:
+        """Bound the gradient's norm, and return what it was."""
+        return self.placement.clip(self.trained, self.clip)
+
+    def update(self) -> None:
+        """Take the optimizer's step, and let the gradients go."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _validate(self, step: int) -> float:
         assert self.validation is not None

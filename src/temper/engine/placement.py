@@ -69,10 +69,10 @@ class Replicated:
             for bucket in _buckets(parameters):
                 _add_up(bucket, self.world)
 
-    def clip(self, parameters: Named, limit: float | None) -> float:
+    def clip(self, parameters: Named, limit: float | None) -> Tensor:
         """Bound the norm of the whole gradient, and return what it was."""
         bound = math.inf if limit is None else limit
-        return float(nn.utils.clip_grad_norm_([parameter for _, parameter in parameters], bound))
+        return nn.utils.clip_grad_norm_([parameter for _, parameter in parameters], bound)
 
     def check(self, parameters: Named) -> None:
         """Raise TrainingError where processes no longer hold the same numbers."""
@@ -139,7 +139,7 @@ class Sharded(Replicated):
     def add_up_gradients(self, parameters: Named) -> None:
         """Nothing is left to do: the last backward pass added them up."""
 
-    def clip(self, parameters: Named, limit: float | None) -> float:
+    def clip(self, parameters: Named, limit: float | None) -> Tensor:
         gradients = [parameter.grad for _, parameter in parameters if parameter.grad is not None]
         # What is not divided lies on several processes, and counts once.
         squares = sum(
@@ -150,7 +150,7 @@ class Sharded(Replicated):
         if limit is not None and norm > limit:
             for gradient in gradients:
                 own(gradient).mul_(limit / (norm + 1e-6))  # as `clip_grad_norm_` does
-        return norm
+        return torch.tensor(norm)
 
     def check(self, parameters: Named) -> None:
         """Nothing lies on two processes that did not come from one sum."""

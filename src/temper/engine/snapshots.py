@@ -39,7 +39,7 @@ class Snapshots(Live):
         self.lrs.append(float(self.optimizer.param_groups[0]["lr"]))
         self.step = moment.step + 1
 
-    def finish(self) -> None:
+    def after_training(self) -> None:
         """Take the last one: the stage is over."""
         if self.lrs:
             self._take(self.num)

@@ -30,7 +30,7 @@ from temper.data.source import Source
 from temper.lab import architecture, skill, tokenizer, training
 from temper.lab.architecture import Architecture
 from temper.lab.skill import Skill, example
-from temper.models.load import load_model, new_model, save_model
+from temper.models.load import Outline, load_model, new_model, save_model
 from temper.models.model import Model
 
 CARD = "lab.json"
@@ -106,6 +106,17 @@ def open_base(name: str, cache: Path | None = None) -> Model:
     return load_model(folder)
 
 
+def outline_base(name: str) -> Outline:
+    """Return what a lab base is, without making it.
+
+    Raises:
+        SettingError: there is no base of that name.
+    """
+    if name not in BASES:
+        raise SettingError("base", f"lab:{name}", "is not a lab base", nearest(name, BASES))
+    return Outline(BASES[name].architecture.config(VOCABULARY), tokenizer.character_tokenizer())
+
+
 def base_folder(name: str, cache: Path | None = None) -> Path:
     """Return where a lab base is kept, or will be."""
     return _folder(name, BASES[name].model_dump(mode="json", exclude={"description"}), cache)
@@ -132,6 +143,10 @@ class NewBase(Architecture):
 
     def open(self, cache: Path, seed: int = 0) -> Model:
         """Return the model, made now if `cache` does not keep it yet."""
+        return load_model(self.folder(cache, seed))
+
+    def folder(self, cache: Path, seed: int = 0) -> Path:
+        """Return where the model lies, made now if `cache` does not keep it yet."""
         seed = seed if self.seed is None else self.seed
         settings = self.model_dump(mode="json", exclude={"seed"})
         sources = [source.fingerprint() for source in self.tokenizer_data]
@@ -142,7 +157,7 @@ class NewBase(Architecture):
             model = new_model(self.config(len(bpe)), bpe, seed)
             with whole_folder(folder) as partial:
                 save_model(model, partial)
-        return load_model(folder)
+        return folder
 
 
 def _texts(row: Row) -> Iterator[str]:

@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
@@ -75,8 +77,8 @@ class PackedLayout:
         for length in lengths:
             starts.append(starts[-1] + length)
         groups: list[Group] = []
-        slots: list[Tensor] = []
-        padding: list[Tensor] = []
+        slots_of: list[NDArray[np.int64]] = []
+        padding_of: list[NDArray[np.bool_]] = []
         total = 0
         while order:
             longest = lengths[order[0]]
@@ -86,22 +88,20 @@ class PackedLayout:
             members = sorted(index for index in order if lengths[index] >= least)
             taken = set(members)
             order = [index for index in order if index not in taken]
-            first_G = torch.tensor([starts[index] for index in members])
-            length_G = torch.tensor([lengths[index] for index in members])
-            offset_GL = torch.arange(longest).expand(len(members), longest)
-            slots.append((first_G[:, None] + torch.minimum(offset_GL, length_G[:, None] - 1)).reshape(-1))
-            padding.append((offset_GL >= length_G[:, None]).reshape(-1))
+            first_G = np.array([starts[index] for index in members])
+            length_G = np.array([lengths[index] for index in members])
+            offset_GL = np.broadcast_to(np.arange(longest), (len(members), longest))
+            slots_of.append((first_G[:, None] + np.minimum(offset_GL, length_G[:, None] - 1)).reshape(-1))
+            padding_of.append((offset_GL >= length_G[:, None]).reshape(-1))
             groups.append(Group(total, len(members), longest))
             total += longest * len(members)
-        slots_S, is_padding_S = torch.cat(slots), torch.cat(padding)
-        if torch.equal(slots_S, torch.arange(starts[-1])):
+        slots_S, is_padding_S = np.concatenate(slots_of), np.concatenate(padding_of)
+        if np.array_equal(slots_S, np.arange(starts[-1])):
             return PackedLayout(tuple(groups), None, None, None, is_causal=is_causal)
-        inverse_T = torch.empty(starts[-1], dtype=torch.int64)
-        filled_S = ~is_padding_S
-        inverse_T[slots_S[filled_S]] = torch.arange(total)[filled_S]
-        return PackedLayout(
-            tuple(groups), slots_S.to(device), is_padding_S.to(device), inverse_T.to(device), is_causal=is_causal
-        )
+        inverse_T = np.empty(starts[-1], dtype=np.int64)
+        inverse_T[slots_S[~is_padding_S]] = np.flatnonzero(~is_padding_S)
+        slots, is_padding, inverse = (torch.from_numpy(one).to(device) for one in (slots_S, is_padding_S, inverse_T))
+        return PackedLayout(tuple(groups), slots, is_padding, inverse, is_causal=is_causal)
 
 
 def packed_inputs(tokens_T: Tensor, positions_T: Tensor, layout: PackedLayout) -> dict[str, Any]:

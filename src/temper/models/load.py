@@ -16,15 +16,17 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -49,6 +51,8 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "new_model",
+    "outline_model",
+    "read_outline",
     "save_model",
 ]
 
@@ -92,6 +96,49 @@ def load_model(
     model = as_model(module, tokenizer, layout=layout, fingerprint=fingerprint_folder(folder, tokenizer))
     model.folder = folder
     return model
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model without its weights: all that is needed to say what it would hold and cost."""
+
+    config: PreTrainedConfig
+    tokenizer: Any
+    dtype: torch.dtype = torch.float32
+    """in which its weights are stored"""
+    layout: FamilyLayout | None = None
+    trust: bool = False
+
+
+def read_outline(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: str | Literal[False] = False,
+    revision: str | None = None,
+    layout: FamilyLayout | None = None,
+) -> Outline:
+    """Read a model's configuration and tokenizer, and of its weights the type alone. Arguments as `load_model`."""
+    chosen = _dtype(dtype)
+    folder = find_folder(source, revision=revision, trust_remote_code=trust_remote_code)
+    trust = _check_remote_code(folder, read_config(folder), str(source), trust_remote_code)
+    if layout is None and (folder / LAYOUT_FILE).is_file():
+        layout = FamilyLayout.model_validate_json((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else _stored_dtype(folder)
+    return Outline(config, load_tokenizer(folder, trust), stored if chosen == "auto" else chosen, layout, trust)
+
+
+def outline_model(outline: Outline) -> Model:
+    """Make a model that is never to compute: within `torch.device("meta")` or on fake tensors, it takes no memory."""
+    config = copy.deepcopy(outline.config)
+    module = AutoModelForCausalLM.from_config(config, dtype=outline.dtype, trust_remote_code=outline.trust)
+    return as_model(module, outline.tokenizer, layout=outline.layout, fingerprint="outline")
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    with safe_open(weight_files(folder)[0], framework="pt") as file:
+        return next((tensor.dtype for tensor in map(file.get_tensor, list(file.keys())[:1])), torch.float32)
 
 
 def save_model(model: Model, folder: Path) -> None:

@@ -14,9 +14,17 @@ from transformers import AutoConfig
 from temper.core.errors import SettingError
 from temper.core.hashing import hash_json
 from temper.core.methods import Settings
-from temper.lab.bases import NewBase, open_base
+from temper.lab.bases import NewBase, open_base, outline_base
 from temper.models.families import FamilyLayout
-from temper.models.load import find_folder, fingerprint_folder, fingerprint_module, load_model, load_tokenizer
+from temper.models.load import (
+    Outline,
+    find_folder,
+    fingerprint_folder,
+    fingerprint_module,
+    load_model,
+    load_tokenizer,
+    read_outline,
+)
 from temper.models.model import Model
 
 LAB = "lab:"
@@ -90,6 +98,21 @@ class Base(Settings):
             # Its name is the folder's, whose weights were rounded while they were loaded.
             model.fingerprint = fingerprint_module(model.module, model.tokenizer)
         return model
+
+    def outline(self, cache: Path, seed: int = 0) -> Outline:
+        """Read what the model is without its weights; a lab base that is not made yet is not made for it."""
+        if self.new is not None:
+            return read_outline(self.new.folder(cache, seed))
+        assert self.path is not None
+        if self.path.startswith(LAB):
+            return outline_base(self.path.removeprefix(LAB))
+        return read_outline(
+            self.path,
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+            layout=self.layout,
+        )
 
     def tokenizer(self, cache: Path, seed: int = 0) -> Any:
         """Load the model's tokenizer, without its weights where they are not made here."""

@@ -1,0 +1,205 @@
+"""What a training stage will do and hold: its steps and tokens by reading its data, its memory by tracing its step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from temper.core.errors import TemperError
+from temper.data.pack import Batch
+from temper.data.stream import ENCODED_BEFOREHAND
+from temper.engine.cost import FlopCounter
+from temper.engine.fit import Data, FitSettings, assemble, attach
+from temper.engine.layout import Layout, shard
+from temper.engine.loop import Loop
+from temper.engine.precision import best_device, resolve
+from temper.engine.trace import Ledger, Memory, Traced, without_content
+from temper.models.model import Model
+
+READ_STEPS = 1_000
+"""Steps that are read to the last token; of a longer stage the rest is estimated from them."""
+TRACED_PASSES = 4
+"""micro-batches that are traced of a step"""
+
+
+@dataclass
+class Work:
+    """What a stage will do."""
+
+    steps: int
+    tokens: float
+    supervised_tokens: float
+    flops: float
+    tokens_within: float = 0.0
+    """half the width of the tokens' 95 % interval; 0 where every step was read"""
+    largest: list[tuple[list[Batch], float]] = field(default_factory=list)
+    """two steps of the largest micro-batches, each with its units"""
+
+
+class _Largest:
+    """The micro-batches that are the largest in some way."""
+
+    measures: tuple[Callable[[Batch], int], ...] = (
+        lambda batch: batch.num_tokens,
+        lambda batch: batch.num_supervised,
+        lambda batch: sum(length**2 for length in batch.lengths),
+    )
+
+    def __init__(self) -> None:
+        self.found: dict[int, tuple[int, int, Batch]] = {}
+        self.most_passes = 0
+
+    def see(self, step: int, batches: Sequence[Batch]) -> None:
+        self.most_passes = max(self.most_passes, len(batches))
+        for batch in batches:
+            for place, measure in enumerate(self.measures):
+                if place not in self.found or measure(batch) > self.found[place][0]:
+                    self.found[place] = (measure(batch), step, batch)
+
+    def steps(self, units: Callable[[Batch], float]) -> list[tuple[list[Batch], float]]:
+        unique = list({id(batch): batch for _, _, batch in self.found.values()}.values())
+        if self.most_passes > 1:
+            passes = (unique * 2)[: max(2, min(self.most_passes, TRACED_PASSES))]
+            steps = [passes, passes]
+        else:
+            steps = [[batch] for batch in [*unique, *unique]]
+        return [(batches, max(1.0, sum(units(batch) for batch in batches))) for batches in steps]
+
+
+def read_work(loop: Loop) -> Work:
+    """Read a stage's steps, from the first to the last, or to the last that is read."""
+    counter, largest = FlopCounter(loop.model, loop.recompute), _Largest()
+    steps, num_rows = 0, sum(len(part) for part in loop.steps.streams[0].parts)
+    tokens: list[int] = []
+    supervised, flops, progress = 0, 0.0, 0.0
+    most = READ_STEPS if num_rows <= ENCODED_BEFOREHAND else max(1, READ_STEPS // 10)
+    for step in loop.steps:
+        batches, _ = loop.batches(step.examples)
+        largest.see(steps, batches)
+        tokens.append(sum(batch.num_tokens for batch in batches))
+        supervised += sum(batch.num_supervised for batch in batches)
+        flops += sum(counter.count(batch) for batch in batches)
+        steps, progress = steps + 1, step.progress_after
+        if steps >= most:
+            break
+    work = Work(steps, float(sum(tokens)), float(supervised), flops)
+    work.largest = largest.steps(loop.objective.units)
+    if progress < 1:
+        whole = loop.steps.budget.steps or round(steps / progress)
+        mean = sum(tokens) / steps
+        spread = math.sqrt(sum((count - mean) ** 2 for count in tokens) / max(1, steps - 1))
+        scale = whole / steps
+        # The steps that were read are exact; what is uncertain is the mean of the others.
+        work = Work(
+            whole,
+            work.tokens * scale,
+            work.supervised_tokens * scale,
+            flops * scale,
+            1.96 * spread / math.sqrt(steps) * (whole - steps),
+            work.largest,
+        )
+    return work
+
+
+@dataclass
+class Forecast:
+    """What a stage will do and hold; memory is None where it could not be traced, and `why` says so."""
+
+    work: Work
+    memory: Memory | None
+    why: str = ""
+    trainable: int = 0
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Machines that are not there."""
+
+    processes: int
+    layout: Layout
+
+
+@contextmanager
+def pretended(place: Elsewhere | None) -> Iterator[DeviceMesh | None]:
+    """Be the first of some processes that are not there: what is sent to them arrives nowhere."""
+    if place is None:
+        yield None
+        return
+    sizes = place.layout.sizes(place.processes)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=place.processes)
+    try:
+        yield init_device_mesh("cpu", sizes, mesh_dim_names=("fsdp", "tp"))
+    finally:
+        dist.destroy_process_group()
+
+
+def forecast(
+    make: Callable[[], Model], data: Data, settings: FitSettings, seed: int = 0, place: Elsewhere | None = None
+) -> Forecast:
+    """Read a stage's data and trace its step.
+
+    Args:
+        make: makes the model; called where tensors have no content.
+        data: the stage's data; its steps are read, and stand at the start again afterwards.
+        settings: of the stage.
+        place: the processes that divide the work; None for this one alone. Steps and tokens are then those of all
+            of them, and memory is that of one, which has its share of every batch.
+
+    Raises:
+        TemperError: settings that do not fit the model, or a layout that does not.
+    """
+    with pretended(place) as mesh:
+        return _forecast(make, data, settings, seed, mesh)
+
+
+def _forecast(
+    make: Callable[[], Model], data: Data, settings: FitSettings, seed: int, mesh: DeviceMesh | None
+) -> Forecast:
+    begin = data.steps.state_dict()
+    device = best_device() if mesh is None else torch.device("cpu")
+    ledger = Ledger(follows_sizes=mesh is not None)
+    root = None
+    if mesh is not None:
+        # A mesh asks for its own numbers while it divides a model: that is done on `meta`, outside of the mode.
+        with torch.device("meta"):
+            model = make()
+            whole = sum(parameter.numel() for parameter in model.module.parameters())
+            for parameter in model.module.parameters():
+                parameter.data = parameter.data.float()
+            root = shard(model.module, model.anatomy, mesh, resolve(settings.precision, device))
+    with without_content() as mode, ledger, device:
+        if root is None:
+            model = make()
+            whole = sum(parameter.numel() for parameter in model.module.parameters())
+        else:
+            root.to_empty(device=device)
+        ledger.vocabulary = model.module.get_output_embeddings().out_features
+        tuning = attach(model, settings, seed)
+        loop = assemble(tuning, data, settings, Path())
+    try:
+        work = read_work(loop)
+    finally:
+        data.steps.load_state_dict(begin)
+    trainable = sum(parameter.numel() for _, parameter in loop.trained)
+    try:
+        memory = Traced(loop, ledger, mode, root).run(work.largest)
+    except TemperError:
+        raise
+    except Exception as error:
+        why = f"its memory cannot be traced: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return Forecast(work, None, why, trainable, whole)
+    return Forecast(work, memory, "", trainable, whole)
+
+
+def longest_pass(data: Data) -> int:
+    """Return the tokens of the longest example: a micro-batch cannot be smaller."""
+    return max(2, *(part.tally.longest for part in data.main.parts))
