@@ -11,6 +11,7 @@ from families import tiny
 from temper.core.errors import DataError, SettingError
 from temper.data.sources.file import FileSource
 from temper.measure.base import Subject
+from temper.measure.exact_match import ExactMatch
 from temper.measure.label_accuracy import LabelAccuracy
 from temper.models.load import save_model
 from temper.pipeline.recipe import Recipe
@@ -58,6 +59,12 @@ def test_classes_are_learnt_saved_and_measured(tmp_path: Path) -> None:
     words = write(tmp_path / "words.jsonl", [{"words": ["ab", "c"], "tags": ["0", "1"]}])
     with pytest.raises(SettingError, match="is no data for a head on texts"):
         LabelAccuracy(source=FileSource(path=(words,))).measure(Subject(result.model("sorter")), tmp_path)
+
+
+def test_rows_with_labels_ask_no_question(tmp_path: Path) -> None:
+    data = write(tmp_path / "texts.jsonl", texts())
+    with pytest.raises(DataError, match="a row of format class asks no question"):
+        ExactMatch(source=FileSource(path=(data,))).measure(Subject(tiny("llama")), tmp_path)
 
 
 def test_data_without_labels_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Records to rows on disk: checked, brought to the five formats, and kept in the cache.
+"""Records to rows on disk: checked, brought to a few formats, and kept in the cache.
 
 Decisions:
 - What was prepared once is mapped into memory the next time. Its folder is named by the content of the files, the

@@ -157,6 +157,10 @@ def to_question(row: Row) -> Question:
         if turns and turns[-1]["role"] == "assistant":
             return Question(turns[:-1], _content(turns[-1]), row)
         return Question(turns, "", row)
+    if "prompt" not in content:
+        origin = row.origin
+        fix = "measure it by label_accuracy, or name other data"
+        raise DataError(origin.file, origin.line, f"a row of format {row.format} asks no question", fix)
     prompt = content["prompt"] if isinstance(content["prompt"], str) else [dict(turn) for turn in content["prompt"]]
     answer = content["chosen"] if row.format == "preference" else content.get("completion", "")
     return Question(prompt, answer if isinstance(answer, str) else _content(answer[-1]), row)
