@@ -14,11 +14,12 @@ from temper.data.example import Example, Origin, Row, Sequence
 from temper.data.pack import pack
 from temper.data.rows import Rows
 from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps
-from temper.engine.loop import Loop
+from temper.engine.loop import Loop, to_batches
 from temper.models.model import Model
 from temper.objectives.base import Objective
 from temper.optim.base import Optim
 from temper.retain.base import Retain
+from temper.signals.calibration import observe
 from temper.signals.forward import token_logprobs
 from temper.tune.base import Tune, Tuning
 
@@ -46,6 +47,15 @@ def rows_of(examples: list[Example]) -> tuple[Rows, Any]:
     return rows, lambda row: [examples[int(row.content["text"])].sequences]
 
 
+def attach(tune: object, model: Model, seed: int = 0, calibrated_on: list[Example] | None = None) -> Tuning:
+    """Attach a tuner as the engine does: with the calibration that it asks for."""
+    method = Tune.parse(tune)
+    calibration = method.calibration(model)
+    if calibration is not None:
+        observe(model, to_batches(calibrated_on or examples(), 64), [calibration])
+    return method.attach(model, seed, calibration)
+
+
 def make_loop(
     folder: Path,
     model: Model | None = None,
@@ -67,7 +77,7 @@ def make_loop(
     made = made or examples(tuple(range(3, 23)))
     rows, encode = rows_of(made)
     chosen = Objective.parse(objective)
-    tuning = Tune.parse(tune).attach(model, seed)
+    tuning = attach(tune, model, seed)
     retentions = [Retain.parse(method).build(model, tuning) for method in retain]
     return Loop(
         model=model,

@@ -22,6 +22,7 @@ TUNERS = [
     *({name: {}} for name in Tune.methods()),
     {"lora": {"rank": 3, "dropout": 0.1}},
     {"lora": {"targets": ["q", "down"], "rs_lora": True}},
+    {"lora": {"rank": 3, "init": "corda"}},
 ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,24 @@ from temper.core.errors import SettingError
 from temper.core.methods import Settings
 from temper.core.schedule import Schedule
 from temper.data.encode import Encoder
-from temper.data.example import Row
+from temper.data.example import Example, Row
 from temper.data.example import Sequence as Tokens
 from temper.data.rows import BadRow, Rows
 from temper.data.source import OnBadRows, Source
 from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps
 from temper.engine.cost import peak_memory_bytes, reset_peak_memory
 from temper.engine.loop import Loop, Metrics, Validation, to_batches
-from temper.engine.precision import Precision, best_device, resolve
+from temper.engine.precision import Precision, best_device, computing_in, resolve
 from temper.engine.trackers.base import Tracker, Tracking
 from temper.models.load import fingerprint_module
 from temper.models.model import Model
 from temper.objectives.base import Objective
 from temper.optim.base import Optim
 from temper.retain.base import Retain, Share
+from temper.signals.calibration import Calibration, observe
 from temper.tune.base import Tune, Tuning
 
-_VALIDATION_STREAM, _MAIN_STREAM, _SHARE_STREAM = 1, 2, 3
+_VALIDATION_STREAM, _MAIN_STREAM, _SHARE_STREAM, _CALIBRATION_STREAM = 1, 2, 3, 4
 
 
 class ValidationSettings(Settings):
@@ -186,9 +187,6 @@ def fit(
     torch.manual_seed(seed)
     if model.is_changed:
         model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
-    tuning = settings.tune.attach(model, seed)
-    model.is_changed = True
-    tuning.hold_in(dtype)
     encoder = Encoder.of(model, settings.max_length, settings.truncate)
     micro_tokens = settings.micro_tokens or (2048 if device.type == "cpu" else 8192)
 
@@ -198,6 +196,18 @@ def fit(
     held_out, kept = _hold_out(len(rows), settings.validation, seed)
     main = EncodedRows(rows, encode, on_bad_rows, kept)
     aside = EncodedRows(rows, encode, on_bad_rows, held_out)
+    calibration = settings.tune.calibration(model)
+    calibrated_on: dict[tuple[Source, ...], EncodedRows] = {(): main}
+    if calibration is not None:
+        if calibration.sources:
+            opened = _open_all(calibration.sources, open_source, on_bad_rows)
+            check_formats(opened, settings.objective)
+            calibrated_on[calibration.sources] = EncodedRows(opened, encode, on_bad_rows)
+        with computing_in(dtype, device):
+            _calibrate(model, [calibration], calibrated_on, micro_tokens, _seed(seed, _CALIBRATION_STREAM, 0))
+    tuning = settings.tune.attach(model, seed, calibration)
+    model.is_changed = True
+    tuning.hold_in(dtype)
     validation = None
     if settings.validation is not None:
         examples = [example for of_row in aside.get(range(len(held_out))) for example in of_row]
@@ -252,8 +262,9 @@ def fit(
     finally:
         for tracking in trackings:
             tracking.close()
-    tallies = [main.tally, aside.tally, *(encoded.tally for encoded, _ in shares)]
-    bad = [row for source in (rows, *(encoded.rows for encoded, _ in shares)) for row in source.bad]
+    others = [encoded for encoded, _ in shares] + [encoded for sources, encoded in calibrated_on.items() if sources]
+    tallies = [main.tally, aside.tally, *(encoded.tally for encoded in others)]
+    bad = [row for source in (rows, *(encoded.rows for encoded in others)) for row in source.bad]
     bad += [row for tally in tallies for row in tally.bad]
     _write_quarantine(folder / "quarantine.jsonl", bad)
     details: dict[str, Any] = {
@@ -275,6 +286,25 @@ def fit(
     cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
     cost["peak_memory_bytes"] = peak_memory_bytes(device)
     return Fitted(tuning, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
+
+
+def _calibrate(
+    model: Model,
+    calibrations: Sequence[Calibration],
+    rows: Mapping[tuple[Source, ...], EncodedRows],
+    micro_tokens: int,
+    seed: int,
+) -> None:
+    """Fill calibrations: those that ask for the same rows in one pass."""
+    asked: dict[tuple[tuple[Source, ...], int], list[Calibration]] = {}
+    for calibration in calibrations:
+        asked.setdefault((calibration.sources, calibration.num_examples), []).append(calibration)
+    device = next(model.module.parameters()).device
+    for (sources, num_examples), together in asked.items():
+        stream, examples = ShuffledStream(rows[sources], seed), list[Example]()
+        while len(examples) < num_examples and stream.place.epoch == 0 and stream.place.row < len(rows[sources]):
+            examples.append(stream.next())
+        observe(model, [batch.to(device) for batch in to_batches(examples, micro_tokens)], together)
 
 
 def _tell(metrics: Metrics, on_step: Callable[[Metrics], None] | None, trackings: list[Tracking]) -> None:

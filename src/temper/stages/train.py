@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from temper.core.hashing import hash_json
+from temper.core.methods import methods_in
 from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.engine.checkpoint import Checkpoints
@@ -32,7 +33,8 @@ class Train(Stage, FitSettings, name="train"):
 
     def sources(self) -> Sequence[Source]:
         replayed = [source for share in self.shares for source in share.sources]
-        return (*self.data, *replayed)
+        measured_on = [method for method in methods_in(self.tune) if isinstance(method, Source)]
+        return (*self.data, *replayed, *measured_on)
 
     def run(self, context: Context, previous: str) -> Outcome:
         (start,) = self.models(previous)

@@ -13,8 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from temper.core.errors import SettingError
 from temper.core.methods import Live, Method
 from temper.models.model import Model
+from temper.signals.calibration import Calibration
 
 
 class Tuning(Live):
@@ -58,10 +60,33 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
     default_lr: ClassVar[float] = 1e-5
     """peak learning rate where the recipe names none"""
 
-    def attach(self, model: Model, seed: int = 0) -> Tuning:
+    def calibration(self, model: Model) -> Calibration | None:
+        """Declare what is to be measured on rows before attaching; None where nothing is."""
+        return None
+
+    def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> Tuning:
         """Freeze what does not move, make what does, and return it.
+
+        Args:
+            calibration: what `calibration` declared, filled by the engine.
 
         Raises:
             SettingError: a setting that does not fit this model.
         """
         raise NotImplementedError
+
+
+def filled(calibration: Calibration | None, key: str, value: object) -> Calibration:
+    """Return a calibration that a setting cannot do without.
+
+    Raises:
+        SettingError: there is none.
+    """
+    if calibration is None:
+        raise SettingError(
+            key,
+            value,
+            "needs a calibration pass before it is attached",
+            "train with `fit`, or fill what `calibration` declares with `temper.signals.calibration.observe`",
+        )
+    return calibration

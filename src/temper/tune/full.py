@@ -14,6 +14,7 @@ from torch import nn
 from temper.core.errors import SettingError, nearest
 from temper.models.load import save_model
 from temper.models.model import Model
+from temper.signals.calibration import Calibration
 from temper.tune.base import Tune, Tuning
 
 
@@ -58,7 +59,7 @@ class Full(Tune, name="full"):
         (), description="parameters that stay as they are: patterns of their names, such as *embed_tokens*"
     )
 
-    def attach(self, model: Model, seed: int = 0) -> FullTuning:
+    def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> FullTuning:
         names = [name for name, _ in model.module.named_parameters()]
         for pattern in self.freeze:
             if not any(fnmatch(name, pattern) for name in names):
