@@ -231,4 +231,4 @@ def test_a_tuner_is_calibrated_on_the_rows_that_it_names(tmp_path: Path) -> None
     one, same, other = first("abcd", "one"), first("abcd", "same"), first("zyxw", "other")
     assert torch.equal(one, same) and not torch.allclose(one, other, atol=1e-3)
     train = Stage.parse({"train": {"data": ["a.jsonl"], "tune": {"lora": {"init": {"corda": {"of": "kept.jsonl"}}}}}})
-    assert [source.written()["file"]["path"] for source in train.sources()] == ["a.jsonl", "kept.jsonl"]
+    assert [source.written()["file"]["path"] for source in train.sources()] == [["a.jsonl"], ["kept.jsonl"]]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from temper.core.errors import SettingError
+from temper.core.hashing import hash_json
 from temper.core.methods import Settings
 from temper.core.schedule import Schedule
 from temper.data.encode import Encoder
@@ -197,12 +198,12 @@ def fit(
     main = EncodedRows(rows, encode, on_bad_rows, kept)
     aside = EncodedRows(rows, encode, on_bad_rows, held_out)
     calibration = settings.tune.calibration(model)
-    calibrated_on: dict[tuple[Source, ...], EncodedRows] = {(): main}
+    calibrated_on = {_key(()): main}
     if calibration is not None:
         if calibration.sources:
             opened = _open_all(calibration.sources, open_source, on_bad_rows)
             check_formats(opened, settings.objective)
-            calibrated_on[calibration.sources] = EncodedRows(opened, encode, on_bad_rows)
+            calibrated_on[_key(calibration.sources)] = EncodedRows(opened, encode, on_bad_rows)
         with computing_in(dtype, device):
             _calibrate(model, [calibration], calibrated_on, micro_tokens, _seed(seed, _CALIBRATION_STREAM, 0))
     tuning = settings.tune.attach(model, seed, calibration)
@@ -243,7 +244,8 @@ def fit(
         tuning=tuning,
         objective=settings.objective,
         target=settings.objective.build(model),
-        optimizer=settings.optimizer.build(parameters, lr),
+        optim=settings.optimizer,
+        lr=lr,
         schedule=settings.schedule,
         steps=steps,
         folder=folder,
@@ -262,7 +264,7 @@ def fit(
     finally:
         for tracking in trackings:
             tracking.close()
-    others = [encoded for encoded, _ in shares] + [encoded for sources, encoded in calibrated_on.items() if sources]
+    others = [encoded for encoded, _ in shares] + [encoded for encoded in calibrated_on.values() if encoded is not main]
     tallies = [main.tally, aside.tally, *(encoded.tally for encoded in others)]
     bad = [row for source in (rows, *(encoded.rows for encoded in others)) for row in source.bad]
     bad += [row for tally in tallies for row in tally.bad]
@@ -291,20 +293,24 @@ def fit(
 def _calibrate(
     model: Model,
     calibrations: Sequence[Calibration],
-    rows: Mapping[tuple[Source, ...], EncodedRows],
+    rows: Mapping[str, EncodedRows],
     micro_tokens: int,
     seed: int,
 ) -> None:
     """Fill calibrations: those that ask for the same rows in one pass."""
-    asked: dict[tuple[tuple[Source, ...], int], list[Calibration]] = {}
+    asked: dict[tuple[str, int], list[Calibration]] = {}
     for calibration in calibrations:
-        asked.setdefault((calibration.sources, calibration.num_examples), []).append(calibration)
+        asked.setdefault((_key(calibration.sources), calibration.num_examples), []).append(calibration)
     device = next(model.module.parameters()).device
-    for (sources, num_examples), together in asked.items():
-        stream, examples = ShuffledStream(rows[sources], seed), list[Example]()
-        while len(examples) < num_examples and stream.place.epoch == 0 and stream.place.row < len(rows[sources]):
+    for (key, num_examples), together in asked.items():
+        stream, examples = ShuffledStream(rows[key], seed), list[Example]()
+        while len(examples) < num_examples and stream.place.epoch == 0 and stream.place.row < len(rows[key]):
             examples.append(stream.next())
         observe(model, [batch.to(device) for batch in to_batches(examples, micro_tokens)], together)
+
+
+def _key(sources: Sequence[Source]) -> str:
+    return hash_json([source.written() for source in sources])
 
 
 def _tell(metrics: Metrics, on_step: Callable[[Metrics], None] | None, trackings: list[Tracking]) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +23,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from temper.core.errors import SettingError, nearest
+from temper.core.errors import SettingError
 from temper.delta.base import Provenance
 from temper.delta.low_rank import Factors, LowRankDelta, spread, stack
 from temper.models.anatomy import Part, add_to_part
@@ -32,6 +31,7 @@ from temper.models.model import Model
 from temper.signals.calibration import Calibration
 from temper.tune.base import Tune, Tuning, filled
 from temper.tune.init.base import LowRankInit, Start, Wanted
+from temper.tune.targets import DESCRIPTION, EVERY_PART, check_patterns, matches, select_parts
 
 
 @dataclass
@@ -144,11 +144,7 @@ class LoRA(Tune, name="lora"):
     rank: PositiveInt = Field(8, description="r, the rank of each update")
     alpha: float | None = Field(None, gt=0, description="numerator of the scaling; 2 x rank where it is not given")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs that is dropped in training")
-    targets: tuple[str, ...] = Field(
-        ("q", "k", "v", "o", "gate", "up", "down"),
-        description="parts by name (q, k, v, o, gate, up, down), by block (3.q, 0.*) or by module path (*.layers.3.*)",
-        min_length=1,
-    )
+    targets: tuple[str, ...] = Field(EVERY_PART, description=DESCRIPTION, min_length=1)
     ranks: Mapping[str, PositiveInt] = Field(
         default_factory=dict, description="ranks of some targets, by the same patterns; the last match counts"
     )
@@ -174,23 +170,12 @@ class LoRA(Tune, name="lora"):
         return LoRATuning(model, adapters, self.dropout, self.written())
 
     def _wanted(self, model: Model) -> list[Wanted]:
-        parts = list(model.anatomy.parts())
-        families = {part.name for part in parts}
-        default = type(self).model_fields["targets"].default
-        for key, patterns in (("targets", self.targets), ("ranks", self.ranks)):
-            for pattern in patterns:
-                # The default names every part of the widest block; a family without a gate has the rest.
-                is_default = key == "targets" and self.targets == default
-                if not is_default and not any(_matches(part, pattern) for part in parts):
-                    raise SettingError(
-                        f"tune.lora.{key}", pattern, "matches no part of this model", nearest(pattern, families)
-                    )
+        parts = select_parts(model, self.targets, "tune.lora.targets")
+        check_patterns(list(model.anatomy.parts()), self.ranks, "tune.lora.ranks")
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
         wanted = []
         for part in parts:
-            if not any(_matches(part, pattern) for pattern in self.targets):
-                continue
-            own = [rank for pattern, rank in self.ranks.items() if _matches(part, pattern)]
+            own = [rank for pattern, rank in self.ranks.items() if matches(part, pattern)]
             rank = own[-1] if own else self.rank
             if rank > min(part.in_features, part.out_features):
                 raise SettingError(
@@ -200,10 +185,6 @@ class LoRA(Tune, name="lora"):
                     f"try {min(part.in_features, part.out_features)} or less",
                 )
             wanted.append(Wanted(part, rank, alpha / (math.sqrt(rank) if self.rs_lora else rank)))
-        if not wanted:
-            paths = ", ".join(sorted({part.path for part in parts})[:3])
-            fix = f"name parts that it has, for instance {paths}" if paths else "it has no linear parts"
-            raise SettingError("tune.lora.targets", self.targets, "matches no part of this model", fix)
         return wanted
 
 
@@ -219,10 +200,6 @@ def _adapter(model: Model, wanted: Wanted, start: Start) -> Adapter:
         rows,
         Start(a_RI, b_OR) if bool(b_OR.any()) else None,
     )
-
-
-def _matches(part: Part, pattern: str) -> bool:
-    return pattern == part.name or fnmatch(f"{part.block}.{part.name}", pattern) or fnmatch(part.path, pattern)
 
 
 def _out_features(module: nn.Module, part: Part) -> int:
