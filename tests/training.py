@@ -84,7 +84,8 @@ def make_loop(
         tuning=tuning,
         objective=chosen,
         target=chosen.build(model),
-        optimizer=Optim.parse(optimizer).build(list(tuning.parameters()), lr),
+        optim=Optim.parse(optimizer),
+        lr=lr,
         schedule=Constant(),
         steps=Steps(ShuffledStream(EncodedRows(rows, encode), seed), [], Budget(steps=num_steps), batch_size),
         folder=folder,
@@ -96,7 +97,7 @@ def make_loop(
 def trained(loop: Loop) -> dict[str, torch.Tensor]:
     """Run a loop and return copies of the numbers that it trained."""
     loop.run()
-    return {name: parameter.detach().clone() for name, parameter in loop.trained}
+    return {name: tensor.clone() for name, tensor in loop.tuning.numbers().items()}
 
 
 def outputs(model: Model) -> torch.Tensor:

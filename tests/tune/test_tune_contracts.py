@@ -20,6 +20,8 @@ CONTRACTS: dict[str, object] = {
     "lora by eva": {"lora": {"rank": 3, "init": "eva"}},
     "lora by corda": {"lora": {"rank": 3, "init": "corda"}},
     "lora by corda, learning": {"lora": {"rank": 3, "ranks": {"down": 5}, "init": {"corda": {"mode": "learn"}}}},
+    "bone, guided": {"bone": {"form": "guided", "block": 4}},
+    "lisa by outliers": {"lisa": {"blocks": 1, "score": {"outlier": {"threshold": 3}}}},
     "full but one block": {"full": {"freeze": ["*.0.*"]}},
 }
 """every registered tuner as it comes, and settings worth a look"""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
 from temper.core.files import whole_folder, write_json
 from temper.core.hashing import hash_file
@@ -26,18 +26,9 @@ KEPT = 2
 CHECKSUMS = "checksums.json"
 
 
-def save_trained(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:
-    """Write the numbers that train."""
-    save_file({name: parameter.detach().contiguous() for name, parameter in parameters}, file)
-
-
-def load_trained(parameters: Iterable[tuple[str, nn.Parameter]], file: Path) -> None:
-    """Read back what `save_trained` wrote, in place."""
-    stored = load_file(file)
-    with torch.no_grad():
-        for name, parameter in parameters:
-            parameter.copy_(stored.pop(name))
-    assert not stored, f"{file}: unexpected {sorted(stored)}"
+def save_numbers(numbers: Mapping[str, Tensor], file: Path) -> None:
+    """Write the numbers that training has changed."""
+    save_file({name: tensor.contiguous() for name, tensor in numbers.items()}, file)
 
 
 class Checkpoints:
@@ -49,25 +40,25 @@ class Checkpoints:
         self.warnings: list[str] = []
         """what was passed over"""
 
-    def save(self, step: int, parameters: Iterable[tuple[str, nn.Parameter]], state: dict[str, Any]) -> None:
+    def save(self, step: int, numbers: Mapping[str, Tensor], state: dict[str, Any]) -> None:
         """Write the checkpoint of a step and remove the oldest."""
         with whole_folder(self.folder / f"step-{step:09d}") as partial:
-            save_trained(parameters, partial / "trained.safetensors")
+            save_numbers(numbers, partial / "trained.safetensors")
             torch.save({**state, "rng": _rng_state()}, partial / "state.pt")
             write_json(partial / CHECKSUMS, {file.name: hash_file(file) for file in sorted(partial.iterdir())})
         for old in self.saved()[:-KEPT]:
             shutil.rmtree(old)
 
-    def save_best(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    def save_best(self, numbers: Mapping[str, Tensor]) -> None:
         """Keep the numbers that train as the best so far."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / "best.partial"
-        save_trained(parameters, partial)
+        save_numbers(numbers, partial)
         partial.replace(self.best)
 
-    def load_best(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Bring back the best numbers."""
-        load_trained(parameters, self.best)
+    def load_best(self) -> dict[str, Tensor]:
+        """Return the best numbers."""
+        return load_file(self.best)
 
     def saved(self) -> list[Path]:
         """Return the whole checkpoints, oldest first."""
@@ -75,8 +66,8 @@ class Checkpoints:
             return []
         return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
 
-    def load(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Any] | None:
-        """Bring back the newest checkpoint that is undamaged and return its state; None where there is none."""
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return numbers and state of the newest checkpoint that is undamaged; None where there is none."""
         for folder in reversed(self.saved()):
             damaged = _damaged(folder)
             if damaged:
@@ -84,10 +75,10 @@ class Checkpoints:
                     f"{folder}: {damaged} is damaged (its checksum differs), so training went on from before it"
                 )
                 continue
-            load_trained(parameters, folder / "trained.safetensors")
+            numbers = load_file(folder / "trained.safetensors")
             state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
             _load_rng_state(state.pop("rng"))
-            return state
+            return numbers, state
         return None
 
     def remove(self) -> None:

@@ -33,6 +33,7 @@ from temper.engine.precision import computing_in
 from temper.engine.watch import LossWatch, naming_memory
 from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
+from temper.optim.base import Optim
 from temper.retain.base import Retention
 from temper.tune.base import Tuning
 
@@ -57,7 +58,9 @@ class Loop:
     tuning: Tuning
     objective: Objective
     target: Target
-    optimizer: torch.optim.Optimizer
+    optim: Optim
+    lr: float
+    """peak learning rate"""
     schedule: Schedule
     steps: Steps
     folder: Path
@@ -75,14 +78,26 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.module.parameters()).device
-        self.trained: list[tuple[str, nn.Parameter]] = list(self.tuning.parameters())
+        self._train_what_moves()
         self.lives: list[Live] = [self.tuning, self.target, *self.retentions]
         self.watch = LossWatch(self.spike)
-        self.flops = FlopCounter(self.model)
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.totals: Metrics = {"steps": 0, "tokens": 0, "supervised_tokens": 0, "flops": 0.0, "seconds": 0.0}
         """further on also `loss`, of the last step"""
         self.best: dict[str, Any] = {"loss": None, "step": 0, "failures": 0, "last": None}
+
+    def _train_what_moves(self) -> None:
+        """Begin to train what the tuning names, with a fresh optimizer."""
+        self.trained: list[tuple[str, nn.Parameter]] = list(self.tuning.parameters())
+        self.optimizer = self.optim.build(self.trained, self.lr)
+        self.flops = FlopCounter(self.model)
+
+    def _follow(self, origins: Mapping[str, Tensor]) -> None:
+        """Train another set of numbers from now on; the optimizer keeps its state of those that stay."""
+        former = self.optimizer
+        self._train_what_moves()
+        named = dict(self.trained)
+        self.optim.carry(former, self.optimizer, {named[name]: origin for name, origin in origins.items()})
 
     def run(self) -> Metrics:
         """Train from the newest checkpoint, or from the start, to the end of the budget.
@@ -119,7 +134,7 @@ class Loop:
                     self._save(step.state)
         self.model.module.eval()
         if self.validation is not None:
-            self.checkpoints.load_best(self.trained)
+            self.tuning.restore(self.checkpoints.load_best())
             self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
         return dict(self.totals)
 
@@ -128,6 +143,9 @@ class Loop:
         moment = Moment(number, step.progress, step.epoch, self.stage, self.best["last"])
         for live in self.lives:
             live.before_step(moment)
+        change = self.tuning.take_change()
+        if change is not None:
+            self._follow(change)
         factor = self.schedule.value(moment)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -186,7 +204,7 @@ class Loop:
         self.best["last"] = loss
         if self.best["loss"] is None or loss < self.best["loss"]:
             self.best |= {"loss": loss, "step": step, "failures": 0}
-            self.checkpoints.save_best(self.trained)
+            self.checkpoints.save_best(self.tuning.numbers())
         else:
             self.best["failures"] += 1
         return loss
@@ -206,7 +224,7 @@ class Loop:
             "totals": self.totals,
             "best": self.best,
         }
-        self.checkpoints.save(int(self.totals["steps"]), self.trained, state)
+        self.checkpoints.save(int(self.totals["steps"]), self.tuning.numbers(), state)
 
     def _made_by(self) -> dict[str, str]:
         """What the bits of a step depend on besides the recipe."""
@@ -219,16 +237,20 @@ class Loop:
 
     def _resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = self.checkpoints.load(self.trained)
-        if state is not None:
+        found = self.checkpoints.load()
+        if found is not None:
+            numbers, state = found
             if state["made_by"] != self._made_by():
                 raise TrainingError(
                     f"{self.folder}: its checkpoint was made by {state['made_by']} and this is {self._made_by()}, "
                     f"which would end in other bits; continue on the former, or begin the stage again (--force)"
                 )
-            self.optimizer.load_state_dict(state["optimizer"])
             for live, kept in zip(self.lives, state["lives"], strict=True):
                 live.load_state_dict(kept)
+            with torch.no_grad():
+                self.tuning.restore(numbers)
+            self._train_what_moves()
+            self.optimizer.load_state_dict(state["optimizer"])
             self.watch.load_state_dict(state["watch"])
             self.steps.load_state_dict(state["stream"])
             for source, met in zip(self.steps.streams, state["met"], strict=True):
