@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from temper.delta import Delta, DenseDelta, Factors, LowRankDelta, Provenance, spread, stack
+from temper.delta import Delta, DenseDelta, Factors, LowRankDelta, Provenance, SparseChange, SparseDelta, spread, stack
 from temper.models.model import Model
 
 PROVENANCE = Provenance("f00d", "lab:tiny", {"lora": {"rank": 3}}, {"lab/copy": "abc"}, seed=7)
@@ -41,7 +41,19 @@ def make_low_rank(model: Model, seed: int = 0) -> LowRankDelta:
     return LowRankDelta({path: stack(parts) for path, parts in by_module.items()}, PROVENANCE)
 
 
-KINDS: dict[str, Callable[..., Delta]] = {"dense": make_dense, "low_rank": make_low_rank}
+def make_sparse(model: Model, seed: int = 0) -> SparseDelta:
+    """Change a few entries of the embedding and of every other tensor, some of them the same for every seed."""
+    generator = torch.Generator().manual_seed(seed)
+    changes = {}
+    for name, change in make_dense(model, seed).tensors.items():
+        count = max(1, change.numel() // 9)
+        index = torch.randperm(change.numel(), generator=generator)[:count]
+        index = torch.cat([index, torch.arange(min(3, change.numel()))]).unique()
+        changes[name] = SparseChange(index, change.flatten()[index], tuple(change.shape))
+    return SparseDelta(changes, PROVENANCE)
+
+
+KINDS: dict[str, Callable[..., Delta]] = {"dense": make_dense, "low_rank": make_low_rank, "sparse": make_sparse}
 
 
 def values(module: nn.Module) -> dict[str, Tensor]:
