@@ -27,6 +27,10 @@ CONTRACTS: dict[str, object] = {
 """every registered tuner as it comes, and settings worth a look"""
 
 
+REORDERING = frozenset({"s2ft"})
+"""tuners that bring sums into another order: attached = base to float32's rounding, not bit for bit"""
+
+
 def load_result(folder: Path, family: str) -> Model:
     """The model that a stage's folder stands for."""
     if (folder / "model").is_dir():
@@ -42,10 +46,13 @@ def test_attached_but_untrained_is_the_base_and_merged_is_attached(family: str, 
     model = tiny(family)
     base = outputs(model)
     tuning = attach(CONTRACTS[name], model, seed=3)
-    assert torch.equal(outputs(model), base)
+    if name in REORDERING:
+        torch.testing.assert_close(outputs(model), base, atol=2e-5, rtol=1e-5)
+    else:
+        assert torch.equal(outputs(model), base)
     moved(tuning)
     attached = outputs(model)
-    assert float((attached - base).abs().max()) > 0.01
+    assert float((attached - base).abs().max()) > 1e-3
     tuning.merge()
     # The update is added to the weight instead of to the output: float32 rounding of sums of some fifty products.
     torch.testing.assert_close(outputs(model), attached, atol=2e-5, rtol=1e-5)
