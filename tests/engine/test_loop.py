@@ -26,6 +26,11 @@ TUNERS = [
     {"lora": {"rank": 3, "init": "corda"}},
     {"lisa": {"blocks": 1, "every_steps": 2, "score": {"outlier": {"threshold": 3}}}},
 ]
+TUNERS += [
+    {"lift": {"rank": 4, "every_steps": 2}},
+    {"spiel": {"every_steps": 3, "gather_steps": 2}},
+    {"spiel": {"every_steps": 3, "gather_steps": 2, "regrow": "ma"}},
+]
 OPTIMIZERS = [*({name: {}} for name in Optim.methods()), {"galore": {"rank": 4, "every_steps": 2}}]
 CHANGING = {"lisa": {"blocks": 1, "every_steps": 2}}
 """what trains changes under the optimizer's feet"""

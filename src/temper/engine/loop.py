@@ -51,6 +51,17 @@ class Validation:
 
 
 @dataclass
+class _Done:
+    """What an evaluation of a step's loss came to."""
+
+    loss: float
+    metrics: dict[str, float]
+    worst: list[tuple[float, Origin]]
+    penalty: float | None
+    grad_norm: float | None = None
+
+
+@dataclass
 class Loop:
     """One training stage, put together; `run` does it."""
 
@@ -156,23 +167,8 @@ class Loop:
             raise TrainingError(
                 f"step {number}: nothing in this batch is supervised ({origins}, ...); remove such rows"
             )
-        total, sums, worst = 0.0, dict[str, float](), list[tuple[float, Origin]]()
-        for batch in batches:
-            with naming_memory(number, batch.num_tokens, self.micro_tokens):
-                with computing_in(self.dtype, self.device):
-                    loss = self.target.loss(batch, moment)
-                (loss.total / units).backward()
-            total += float(loss.total.detach())
-            for name, value in loss.metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
-            worst += _by_document(loss, batch)
-        penalty = self._penalty(moment)
-        if penalty is not None:
-            penalty.backward()
-        parameters = [parameter for _, parameter in self.trained]
-        grad_norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip))
-        self.watch.check(number, total / units, grad_norm, worst)
-        self.optimizer.step()
+        move = self._move_by_gradient if self.optim.needs_gradient else self._move_by_loss
+        done = move(batches, units, moment)
         self.optimizer.zero_grad(set_to_none=True)
         for live in self.lives:
             live.after_step(moment)
@@ -184,14 +180,66 @@ class Loop:
             "step": number + 1,
             "progress": step.progress_after,
             "epoch": step.epoch,
-            "loss": total / units,
+            "loss": done.loss,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": grad_norm,
+            **({} if done.grad_norm is None else {"grad_norm": done.grad_norm}),
             "tokens": self.totals["tokens"],
             "supervised_tokens": self.totals["supervised_tokens"],
-            **({} if penalty is None else {"penalty": float(penalty.detach())}),
-            **{name: value / units for name, value in sums.items()},
+            **({} if done.penalty is None else {"penalty": done.penalty}),
+            **done.metrics,
+            **self.optim.report(self.optimizer),
         }
+
+    def _move_by_gradient(self, batches: Sequence[Batch], units: float, moment: Moment) -> _Done:
+        """Take a step with the gradient of the whole batch."""
+        done = self._evaluate(batches, units, moment, lambda loss: loss.backward())
+        parameters = [parameter for _, parameter in self.trained]
+        limit = math.inf if self.clip is None else self.clip
+        done.grad_norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+        self.watch.check(moment.step, done.loss, done.grad_norm, done.worst)
+        for live in self.lives:
+            live.before_update(moment)
+        self.optimizer.step()
+        return done
+
+    def _move_by_loss(self, batches: Sequence[Batch], units: float, moment: Moment) -> _Done:
+        """Take a step of an optimizer that evaluates the loss as often as it likes; the first one is logged."""
+        found: list[_Done] = []
+
+        def evaluate() -> float:
+            with torch.no_grad():
+                done = self._evaluate(batches, units, moment)
+            if not found:
+                self.watch.check(moment.step, done.loss, 0.0, done.worst)
+            found.append(done)
+            return done.loss + (done.penalty or 0.0)
+
+        self.optimizer.step(evaluate)
+        return found[0]
+
+    def _evaluate(
+        self,
+        batches: Sequence[Batch],
+        units: float,
+        moment: Moment,
+        backward: Callable[[Tensor], object] = lambda loss: None,
+    ) -> _Done:
+        """Run a step's micro-batches and its penalty, each handed to `backward`."""
+        total, sums, worst = 0.0, dict[str, float](), list[tuple[float, Origin]]()
+        for batch in batches:
+            with naming_memory(moment.step, batch.num_tokens, self.micro_tokens):
+                with computing_in(self.dtype, self.device):
+                    loss = self.target.loss(batch, moment)
+                backward(loss.total / units)
+            total += float(loss.total.detach())
+            for name, value in loss.metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+            worst += _by_document(loss, batch)
+        penalty = self._penalty(moment)
+        if penalty is not None:
+            backward(penalty)
+        metrics = {name: value / units for name, value in sums.items()}
+        return _Done(total / units, metrics, worst, None if penalty is None else float(penalty.detach()))
 
     def _penalty(self, moment: Moment) -> Tensor | None:
         terms = [self.tuning.penalty(), *(retention.penalty(moment) for retention in self.retentions)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,19 @@ from temper.core.methods import Method
 class Optim(Method, axis="optimizer", packages=("temper.optim",)):
     """How do the numbers move?"""
 
+    needs_gradient: ClassVar[bool] = True
+    """False: there is no backward pass, and `step` is given a function that evaluates the whole step's loss"""
+
     def build(self, parameters: Sequence[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Optimizer:
         """Return an optimizer over named parameters whose groups carry `lr`.
 
         The engine multiplies each group's peak (`initial_lr`) with the schedule's factor before every step.
         """
         raise NotImplementedError
+
+    def report(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """Return what `metrics.jsonl` should hold of the last step besides loss, rate and norm."""
+        return {}
 
     def carry(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer, origins: Mapping[Tensor, Tensor]) -> None:
         """Give a new optimizer the state of the old one, for the parameters that both hold.
