@@ -9,7 +9,7 @@ from temper.models.model import Model
 from temper.signals.calibration import Calibration
 
 
-class BlockScore(Method, axis="block score", packages=("temper.tune.score",)):
+class BlockScore(Method, axis="block_score", packages=("temper.tune.score",)):
     """How much does each block matter?"""
 
     def calibration(self, model: Model) -> Calibration | None:
