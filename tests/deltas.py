@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from temper.compress.compeft import top_signs
-from temper.delta import Delta, DenseDelta, Factors, LowRankDelta, Provenance, spread, stack
+from temper.delta import Delta, DenseDelta, Factors, LowRankDelta, Provenance, SparseChange, SparseDelta, spread, stack
 from temper.delta.ternary import TernaryDelta, flatten
 from temper.models.model import Model
 
@@ -50,7 +50,24 @@ def make_ternary(model: Model, seed: int = 0) -> TernaryDelta:
     return TernaryDelta(slots, top_signs(vector, 0.2), 0.1, PROVENANCE)
 
 
-KINDS: dict[str, Callable[..., Delta]] = {"dense": make_dense, "low_rank": make_low_rank, "ternary": make_ternary}
+def make_sparse(model: Model, seed: int = 0) -> SparseDelta:
+    """Change a few entries of the embedding and of every other tensor, some of them the same for every seed."""
+    generator = torch.Generator().manual_seed(seed)
+    changes = {}
+    for name, change in make_dense(model, seed).tensors.items():
+        count = max(1, change.numel() // 9)
+        index = torch.randperm(change.numel(), generator=generator)[:count]
+        index = torch.cat([index, torch.arange(min(3, change.numel()))]).unique()
+        changes[name] = SparseChange(index, change.flatten()[index], tuple(change.shape))
+    return SparseDelta(changes, PROVENANCE)
+
+
+KINDS: dict[str, Callable[..., Delta]] = {
+    "dense": make_dense,
+    "low_rank": make_low_rank,
+    "ternary": make_ternary,
+    "sparse": make_sparse,
+}
 
 
 def values(module: nn.Module) -> dict[str, Tensor]:

@@ -15,12 +15,13 @@ from temper.data.pack import pack
 from temper.data.rows import Rows
 from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps
 from temper.engine.distributed import World
-from temper.engine.loop import Loop
+from temper.engine.loop import Loop, to_batches
 from temper.engine.placement import Replicated, Sharded, is_divided
 from temper.models.model import Model
 from temper.objectives.base import Objective
 from temper.optim.base import Optim
 from temper.retain.base import Retain
+from temper.signals.calibration import observe
 from temper.signals.forward import token_logprobs
 from temper.signals.setup import Setup
 from temper.tune.base import Tune, Tuning
@@ -49,6 +50,15 @@ def rows_of(examples: list[Example]) -> tuple[Rows, Any]:
     return rows, lambda row: [examples[int(row.content["text"])].sequences]
 
 
+def attach(tune: object, model: Model, seed: int = 0, calibrated_on: list[Example] | None = None) -> Tuning:
+    """Attach a tuner as the engine does: with the calibration that it asks for."""
+    method = Tune.parse(tune)
+    calibration = method.calibration(model)
+    if calibration is not None:
+        observe(model, to_batches(calibrated_on or examples(), 64), [calibration])
+    return method.attach(model, seed, calibration)
+
+
 def make_loop(
     folder: Path,
     model: Model | None = None,
@@ -72,7 +82,7 @@ def make_loop(
     rows, encode = rows_of(made)
     chosen = Objective.parse(objective)
     method = Tune.parse(tune)
-    tuning = method.attach(model, seed)
+    tuning = attach(tune, model, seed)
     world = world or World()
     placement = Replicated(world)
     if is_divided(world, [] if method.works_on_pieces else [method.method_name]):
@@ -90,7 +100,8 @@ def make_loop(
         tuning=tuning,
         objective=chosen,
         target=target,
-        optimizer=Optim.parse(optimizer).build([*tuning.parameters(), *target.parameters()], lr),
+        optim=Optim.parse(optimizer),
+        lr=lr,
         schedule=Constant(),
         steps=Steps(ShuffledStream(EncodedRows(rows, encode), seed), [], Budget(steps=num_steps), batch_size),
         folder=folder,
@@ -103,7 +114,7 @@ def make_loop(
 def trained(loop: Loop) -> dict[str, torch.Tensor]:
     """Run a loop and return copies of the numbers that it trained."""
     loop.run()
-    return {name: parameter.detach().clone() for name, parameter in loop.trained}
+    return {name: tensor.clone() for name, tensor in loop.tuning.numbers().items()}
 
 
 def outputs(model: Model) -> torch.Tensor:

@@ -18,6 +18,7 @@ from temper.core.errors import DataError, SettingError
 from temper.data.example import Origin
 from temper.data.rows import BadRow, Rows
 from temper.engine.fit import FitSettings, fit
+from temper.stages.base import Stage
 
 
 def rows(*extra: dict, count: int = 40) -> Rows:
@@ -210,3 +211,24 @@ def test_answers_that_are_labelled_are_not_taught_as_good_ones(tmp_path: Path) -
     labelled = Rows.from_list([{"prompt": "a", "completion": "b", "label": False}], "label", "made")
     with pytest.raises(SettingError, match="cannot be trained on rows of format label"):
         fit(tiny("llama"), labelled, settings(steps=1), folder=tmp_path)
+
+
+def test_a_tuner_is_calibrated_on_the_rows_that_it_names(tmp_path: Path) -> None:
+    """CorDA's split follows from its own rows, the same for the same rows, and they count as data of the stage."""
+
+    def first(text: str, folder: str) -> torch.Tensor:
+        kept = Rows.from_list([{"prompt": text, "completion": text}] * 4, "completion", "kept")
+        tune = {"lora": {"rank": 2, "init": {"corda": {"of": ["kept.jsonl"]}}}}
+        fitted = fit(
+            tiny("llama"),
+            rows(),
+            settings(tune=tune, steps=1, lr=1e-9),
+            folder=tmp_path / folder,
+            open_source=lambda source: kept,
+        )
+        return next(parameter for _, parameter in fitted.tuning.parameters()).detach()
+
+    one, same, other = first("abcd", "one"), first("abcd", "same"), first("zyxw", "other")
+    assert torch.equal(one, same) and not torch.allclose(one, other, atol=1e-3)
+    train = Stage.parse({"train": {"data": ["a.jsonl"], "tune": {"lora": {"init": {"corda": {"of": "kept.jsonl"}}}}}})
+    assert [source.written()["file"]["path"] for source in train.sources()] == [["a.jsonl"], ["kept.jsonl"]]

@@ -15,6 +15,7 @@ from families import FAMILIES, tiny
 from temper.core.errors import TrainingError
 from temper.engine.loop import Loop, Validation, to_batches
 from temper.objectives.base import Loss
+from temper.optim.base import Optim
 from temper.tune.base import Tune
 from training import examples, make_loop, trained
 
@@ -22,7 +23,17 @@ TUNERS = [
     *({name: {}} for name in Tune.methods()),
     {"lora": {"rank": 3, "dropout": 0.1}},
     {"lora": {"targets": ["q", "down"], "rs_lora": True}},
+    {"lora": {"rank": 3, "init": "corda"}},
+    {"lisa": {"blocks": 1, "every_steps": 2, "score": {"outlier": {"threshold": 3}}}},
 ]
+TUNERS += [
+    {"lift": {"rank": 4, "every_steps": 2}},
+    {"spiel": {"every_steps": 3, "gather_steps": 2}},
+    {"spiel": {"every_steps": 3, "gather_steps": 2, "regrow": "ma"}},
+]
+OPTIMIZERS = [*({name: {}} for name in Optim.methods()), {"galore": {"rank": 4, "every_steps": 2}}]
+CHANGING = {"lisa": {"blocks": 1, "every_steps": 2}}
+"""what trains changes under the optimizer's feet"""
 
 
 @pytest.mark.parametrize("tune", TUNERS, ids=str)
@@ -37,10 +48,15 @@ def test_accumulated_equals_one_large_batch(tmp_path: Path, tune: dict, micro_to
         torch.testing.assert_close(split[name], value, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("tune", TUNERS, ids=str)
+@pytest.mark.parametrize(
+    ("tune", "optimizer"),
+    [*((tune, {"adamw": {}}) for tune in TUNERS), *((CHANGING, optimizer) for optimizer in OPTIMIZERS)],
+    ids=str,
+)
 @pytest.mark.parametrize("stop", [1, 4, 7])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, tune: dict, stop: int) -> None:
-    whole = make_loop(tmp_path / "whole", tune=tune, checkpoint_steps=3)
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, tune: dict, optimizer: dict, stop: int) -> None:
+    chosen = {"tune": tune, "optimizer": optimizer, "checkpoint_steps": 3}
+    whole = make_loop(tmp_path / "whole", **chosen)
     expected = trained(whole)
 
     class Stopped(Exception):
@@ -51,8 +67,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, tune: dict, st
             raise Stopped
 
     with pytest.raises(Stopped):
-        make_loop(tmp_path / "cut", tune=tune, checkpoint_steps=3, on_step=stop_at).run()
-    continued = make_loop(tmp_path / "cut", tune=tune, checkpoint_steps=3)
+        make_loop(tmp_path / "cut", **chosen, on_step=stop_at).run()
+    continued = make_loop(tmp_path / "cut", **chosen)
     got = trained(continued)
     assert all(torch.equal(got[name], value) for name, value in expected.items())
 

@@ -12,14 +12,23 @@ from temper.delta.base import read_delta
 from temper.models.load import load_model
 from temper.models.model import Model
 from temper.tune.base import Tune
-from training import moved, outputs
+from training import attach, moved, outputs
 
 CONTRACTS: dict[str, object] = {
     **{name: name for name in Tune.methods()},
     "lora of many ranks": {"lora": {"rank": 3, "ranks": {"down": 5, "0.*": 2}}},
+    "lora by eva": {"lora": {"rank": 3, "init": "eva"}},
+    "lora by corda": {"lora": {"rank": 3, "init": "corda"}},
+    "lora by corda, learning": {"lora": {"rank": 3, "ranks": {"down": 5}, "init": {"corda": {"mode": "learn"}}}},
+    "bone, guided": {"bone": {"form": "guided", "block": 4}},
+    "lisa by outliers": {"lisa": {"blocks": 1, "score": {"outlier": {"threshold": 3}}}},
     "full but one block": {"full": {"freeze": ["*.0.*"]}},
 }
 """every registered tuner as it comes, and settings worth a look"""
+
+
+REORDERING = frozenset({"s2ft"})
+"""tuners that bring sums into another order: attached = base to float32's rounding, not bit for bit"""
 
 
 def load_result(folder: Path, family: str) -> Model:
@@ -36,11 +45,14 @@ def load_result(folder: Path, family: str) -> Model:
 def test_attached_but_untrained_is_the_base_and_merged_is_attached(family: str, name: str) -> None:
     model = tiny(family)
     base = outputs(model)
-    tuning = Tune.parse(CONTRACTS[name]).attach(model, seed=3)
-    assert torch.equal(outputs(model), base)
+    tuning = attach(CONTRACTS[name], model, seed=3)
+    if name in REORDERING:
+        torch.testing.assert_close(outputs(model), base, atol=2e-5, rtol=1e-5)
+    else:
+        assert torch.equal(outputs(model), base)
     moved(tuning)
     attached = outputs(model)
-    assert float((attached - base).abs().max()) > 0.01
+    assert float((attached - base).abs().max()) > 1e-3
     tuning.merge()
     # The update is added to the weight instead of to the output: float32 rounding of sums of some fifty products.
     torch.testing.assert_close(outputs(model), attached, atol=2e-5, rtol=1e-5)
@@ -50,7 +62,7 @@ def test_attached_but_untrained_is_the_base_and_merged_is_attached(family: str, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_and_loaded_is_saved_and_tied_stays_tied(tmp_path: Path, family: str, name: str) -> None:
     model = tiny(family)
-    tuning = Tune.parse(CONTRACTS[name]).attach(model)
+    tuning = attach(CONTRACTS[name], model)
     moved(tuning)
     attached = outputs(model)
     tuning.save(tmp_path)
@@ -63,8 +75,7 @@ def test_saved_and_loaded_is_saved_and_tied_stays_tied(tmp_path: Path, family: s
 
 def test_parameters_have_stable_names_and_are_float32() -> None:
     for written in CONTRACTS.values():
-        tune = Tune.parse(written)
-        one, other = (list(tune.attach(tiny("phi3", dtype=torch.bfloat16)).parameters()) for _ in range(2))
+        one, other = (list(attach(written, tiny("phi3", dtype=torch.bfloat16)).parameters()) for _ in range(2))
         assert [name for name, _ in one] == [name for name, _ in other]
         assert len({name for name, _ in one}) == len(one)
         assert {parameter.dtype for _, parameter in one} == {torch.float32}

@@ -183,6 +183,9 @@ class Live:
     def before_step(self, moment: Any) -> None:
         """Called before the first forward pass of an optimizer step (`moment`: `core.schedule.Moment`)."""
 
+    def before_update(self, moment: Any) -> None:
+        """Called when the step's gradients are whole and clipped, before the optimizer takes them."""
+
     def after_step(self, moment: Any) -> None:
         """Called after the optimizer has stepped."""
 

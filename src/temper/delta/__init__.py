@@ -3,6 +3,7 @@
 from temper.delta.base import Delta, Provenance, Undo, read_delta, write_provenance
 from temper.delta.dense import DenseDelta, add, subtract
 from temper.delta.low_rank import Factors, LowRankDelta, spread, stack
+from temper.delta.sparse import SparseChange, SparseDelta
 
 __all__ = [
     "Delta",
@@ -10,6 +11,8 @@ __all__ = [
     "Factors",
     "LowRankDelta",
     "Provenance",
+    "SparseChange",
+    "SparseDelta",
     "Undo",
     "add",
     "read_delta",

@@ -19,14 +19,14 @@ import re
 import shutil
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -41,7 +41,7 @@ KEPT = 2
 CHECKSUMS = "checksums.json"
 STATE = "state.pt"
 _TENSOR = "tensor of this checkpoint"
-Parameters = Iterable[tuple[str, nn.Parameter]]
+Numbers = Mapping[str, Tensor]
 
 # It says so each time that one process saves for itself, which is what is meant.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -58,24 +58,30 @@ class Checkpoints:
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, step: int, parameters: Parameters, state: dict[str, Any]) -> None:
+    def save(self, step: int, numbers: Numbers, state: dict[str, Any]) -> None:
         """Copy the checkpoint of a step; it is written while training goes on.
+
+        Args:
+            numbers: all that training has changed, by name.
 
         Raises:
             TrainingError: the one before could not be written.
         """
-        tensors = {f"trained.{name}": parameter.detach() for name, parameter in parameters}
+        tensors = {f"trained.{name}": tensor for name, tensor in numbers.items()}
         rest = _take_out(state, "", tensors)
         for device, generator in _generators().items():
             tensors[f"random.{self.world.rank}.{device}"] = generator
         self._start("step", step, tensors, rest)
 
-    def save_best(self, step: int, parameters: Parameters) -> None:
+    def save_best(self, step: int, numbers: Numbers) -> None:
         """Keep the numbers that train as the best so far, those of a step."""
-        self._start("best", step, {f"trained.{name}": parameter.detach() for name, parameter in parameters}, {})
+        self._start("best", step, {f"trained.{name}": tensor for name, tensor in numbers.items()}, {})
 
-    def load_best(self, step: int, parameters: Parameters) -> None:
-        """Bring back the numbers that were the best.
+    def load_best(self, step: int, like: Numbers) -> dict[str, Tensor]:
+        """Return the numbers that were the best.
+
+        Args:
+            like: the numbers as they are now, which lie as the best ones should.
 
         Raises:
             TrainingError: they are not there, or damaged.
@@ -85,15 +91,17 @@ class Checkpoints:
         damaged = self._damaged(folder)
         if damaged:
             raise TrainingError(f"{folder}: {damaged} is damaged or gone; begin the stage again (--force)")
-        self._read(folder, {f"trained.{name}": parameter.detach() for name, parameter in parameters})
+        tensors = _room(folder, {f"trained.{name}": tensor for name, tensor in like.items()})
+        self._read(folder, tensors)
+        return _trained(tensors)
 
-    def load(self, parameters: Parameters, like: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Bring back the newest checkpoint that is undamaged and return its state; None where there is none.
+    def load(self, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return numbers and state of the newest checkpoint that is undamaged; None where there is none.
 
         Args:
-            parameters: take their numbers back in place.
-            like: by its path in the state, or by the path above it, a tensor that lies as that of the state should,
-                where it has the same shape. Without one a tensor of the state is whole on every process.
+            like: by its path in the state (a number's is `trained.` and its name), or by the path above it, a tensor
+                that lies as that of the checkpoint should, where it has the same shape. Without one a tensor is whole
+                on every process.
         """
         if self.world.is_main:
             self._remove_leftovers()
@@ -105,12 +113,10 @@ class Checkpoints:
                     f"{folder}: {damaged} is damaged (its checksum differs), so training went on from before it"
                 )
                 continue
-            tensors = {f"trained.{name}": parameter.detach() for name, parameter in parameters}
-            kept = FileSystemReader(folder).read_metadata().state_dict_metadata
-            for key, entry in kept.items():
-                if key not in tensors and not key.startswith("random."):
-                    assert isinstance(entry, TensorStorageMetadata), key
-                    tensors[key] = _empty(entry, like.get(key, like.get(key.rpartition(".")[0])))
+            tensors = _room(folder, like)
+            kept = {key for key in tensors if key.startswith("random.")}
+            for key in kept:
+                del tensors[key]
             for device, generator in _generators().items():
                 if f"random.{self.world.rank}.{device}" in kept:
                     tensors[f"random.{self.world.rank}.{device}"] = generator
@@ -118,7 +124,7 @@ class Checkpoints:
             self._read(folder, tensors)
             _set_generators(tensors, self.world.rank, first)
             state: dict[str, Any] = _put_back(torch.load(folder / STATE, weights_only=True), tensors)
-            return state
+            return _trained(tensors), state
         return None
 
     def saved(self, kind: str = "step") -> list[Path]:
@@ -276,6 +282,19 @@ def _put_back(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)([_put_back(item, tensors) for item in value])
     return value
+
+
+def _room(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an empty tensor for each of a checkpoint's, by its path."""
+    room = {}
+    for key, entry in FileSystemReader(folder).read_metadata().state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata), key
+        room[key] = _empty(entry, like.get(key, like.get(key.rpartition(".")[0])))
+    return room
+
+
+def _trained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("trained."): tensor for key, tensor in tensors.items() if key.startswith("trained.")}
 
 
 def _empty(entry: TensorStorageMetadata, like: Tensor | None) -> Tensor:

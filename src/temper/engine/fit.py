@@ -41,6 +41,7 @@ from temper.models.model import Model
 from temper.objectives.base import Objective, Target
 from temper.optim.base import Optim
 from temper.retain.base import Retain, Share
+from temper.signals.calibration import Calibration, observe
 from temper.signals.reference import START
 from temper.signals.setup import Setup, load_outside
 from temper.tune.base import Tune, Tuning
@@ -250,9 +251,9 @@ def fit(
     reset_peak_memory(device)
     if model.is_changed:
         model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
-    tuning = attach(model, settings, seed)
-    model.is_changed = True
     data = prepare(model, sources, settings, seed, on_bad_rows, open_source)
+    tuning = attach(model, settings, seed, _calibrated(model, data, settings))
+    model.is_changed = True
     placement = Sharded(world, model, dtype_of(settings)) if divides else Replicated(world)
     trackings = [tracker.open(stage, folder) for tracker in settings.track if world.is_main]
     loop = assemble(tuning, data, settings, folder, stage, seed=seed, load=load, placement=placement)
@@ -401,10 +402,22 @@ def prepare(
     return data
 
 
-def attach(model: Model, settings: FitSettings, seed: int = 0) -> Tuning:
+def _calibrated(model: Model, data: Data, settings: FitSettings) -> Calibration | None:
+    """Return what the tuner declared, filled; None where it declared nothing."""
+    calibration = settings.tune.calibration(model)
+    if calibration is not None:
+        device = next(model.module.parameters()).device
+        examples = data.draw(calibration.sources, calibration.num_examples)[: calibration.num_examples]
+        batches = [batch.to(device) for batch in to_batches(examples, default_micro_tokens(settings))]
+        with computing_in(dtype_of(settings), device):
+            observe(model, batches, [calibration])
+    return calibration
+
+
+def attach(model: Model, settings: FitSettings, seed: int = 0, calibration: Calibration | None = None) -> Tuning:
     """Let the numbers move that are to move, and hold the others in the type of the products."""
     torch.manual_seed(seed)
-    tuning = settings.tune.attach(model, seed)
+    tuning = settings.tune.attach(model, seed, calibration)
     tuning.hold_in(dtype_of(settings))
     return tuning
 
@@ -438,21 +451,20 @@ def assemble(
         computing=partial(computing_in, dtype, device),
     )
     target = settings.objective.build(model, setup)
-    moving = [*parameters, *target.parameters()]
-    optimizer = settings.optimizer.build(moving, learning_rate(settings))
     further: list[Live] = [] if data.mixture is None else [data.mixture.mixing]
     if settings.snapshots:
         if placement.world.size > 1:
             raise SettingError("train.snapshots", settings.snapshots, "is for one process", "train this stage on one")
         snapshots = Snapshots(settings.snapshots, folder, {"tune": settings.tune.written(), "seed": seed})
-        snapshots.watch(moving, optimizer)
+        snapshots.watch(lambda: (loop.trained, loop.optimizer))
         further.append(snapshots)
     loop = Loop(
         model=model,
         tuning=tuning,
         objective=settings.objective,
         target=target,
-        optimizer=optimizer,
+        optim=settings.optimizer,
+        lr=learning_rate(settings),
         schedule=settings.schedule,
         steps=data.steps,
         folder=folder,

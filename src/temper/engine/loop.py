@@ -40,6 +40,7 @@ from temper.engine.watch import LossWatch, naming_memory
 from temper.models.model import Model
 from temper.models.recompute import recomputing
 from temper.objectives.base import Loss, Objective, Target
+from temper.optim.base import Optim
 from temper.retain.base import Retention
 from temper.tune.base import Tuning
 
@@ -64,7 +65,9 @@ class Loop:
     tuning: Tuning
     objective: Objective
     target: Target
-    optimizer: torch.optim.Optimizer
+    optim: Optim
+    lr: float
+    """peak learning rate"""
     schedule: Schedule
     steps: Steps
     folder: Path
@@ -88,10 +91,9 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.module.parameters()).device
-        self.trained: list[tuple[str, nn.Parameter]] = [*self.tuning.parameters(), *self.target.parameters()]
+        self._train_what_moves()
         self.lives: list[Live] = [self.tuning, self.target, *self.retentions, *self.further]
         self.watch = LossWatch(self.spike)
-        self.flops = FlopCounter(self.model, self.recompute)
         self.world = self.placement.world
         if self.world.size > 1:
             self._check_that_parts_of_a_step_will_do()
@@ -99,6 +101,29 @@ class Loop:
         self.totals: Metrics = {"steps": 0, "tokens": 0, "supervised_tokens": 0, "flops": 0.0, "seconds": 0.0}
         """further on also `loss`, of the last step"""
         self.best: dict[str, Any] = {"loss": None, "step": 0, "failures": 0, "last": None}
+
+    def _train_what_moves(self) -> None:
+        """Begin to train what the methods name, with a fresh optimizer."""
+        self.trained: list[tuple[str, nn.Parameter]] = [*self.tuning.parameters(), *self.target.parameters()]
+        self.optimizer = self.optim.build(self.trained, self.lr)
+        self.flops = FlopCounter(self.model, self.recompute)
+
+    def _follow(self, origins: Mapping[str, Tensor]) -> None:
+        """Train another set of numbers from now on; the optimizer keeps its state of those that stay."""
+        former = self.optimizer
+        self._train_what_moves()
+        named = dict(self.trained)
+        self.optim.carry(former, self.optimizer, {named[name]: origin for name, origin in origins.items()})
+
+    def _numbers(self) -> dict[str, Tensor]:
+        """Return all that training has changed, by name."""
+        return {**self.tuning.numbers(), **{name: own.detach() for name, own in self.target.parameters()}}
+
+    @torch.no_grad()
+    def _restore(self, numbers: Mapping[str, Tensor]) -> None:
+        self.tuning.restore(numbers)
+        for name, own in self.target.parameters():
+            own.copy_(numbers[name])
 
     def run(self) -> Metrics:
         """Train from the newest checkpoint, or from the start, to the end of the budget.
@@ -137,7 +162,7 @@ class Loop:
                     self._save(step.state)
         self.model.module.eval()
         if self.validation is not None:
-            self.checkpoints.load_best(self.best["step"], self.trained)
+            self._restore(self.checkpoints.load_best(self.best["step"], self._numbers()))
             self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
         for live in self.lives:
             live.after_training()
@@ -163,6 +188,9 @@ class Loop:
         moment = Moment(number, step.progress, step.epoch, self.stage, self.best["last"], step.passes)
         for live in self.lives:
             live.before_step(moment)
+        change = self.tuning.take_change()
+        if change is not None:
+            self._follow(change)
         factor = self.schedule.value(moment)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -177,14 +205,17 @@ class Loop:
             )
         worst: list[tuple[float, Origin]] = []
         self.look_at(mine, moment)
-        sums = self._backward(batches, moment, units, worst)
-        self.placement.add_up_gradients(self.trained)
-        penalty = self.add_penalty(moment)
-        if penalty is not None:
-            sums["penalty"] = sums.get("penalty", 0.0) + float(penalty)
-        grad_norm = float(self.clip_gradients())
-        self.watch.check(number, sums["loss"] / units, grad_norm, partial(self._of_all, worst))
-        self.update()
+        if self.optim.needs_gradient:
+            sums = self._run(batches, moment, units, worst)
+            self.placement.add_up_gradients(self.trained)
+            self._add_penalty_to(sums, moment)
+            grad_norm = float(self.clip_gradients())
+            self.watch.check(number, sums["loss"] / units, grad_norm, partial(self._of_all, worst))
+            for live in self.lives:
+                live.before_update(moment)
+            self.update()
+        else:
+            sums, grad_norm = self._move_by_loss(batches, moment, units), None
         for live in self.lives:
             live.after_step(moment)
         self.totals["steps"] += 1
@@ -196,14 +227,37 @@ class Loop:
             "epoch": step.epoch,
             "loss": sums.pop("loss") / units,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": grad_norm,
+            **({} if grad_norm is None else {"grad_norm": grad_norm}),
             "tokens": self.totals["tokens"],
             "supervised_tokens": self.totals["supervised_tokens"],
             **({"penalty": sums.pop("penalty")} if "penalty" in sums else {}),
             **{name: value / units for name, value in sums.items()},
+            **self.optim.report(self.optimizer),
         }
 
-    def _backward(
+    def _move_by_loss(self, batches: Sequence[tuple[Batch, bool]], moment: Moment, units: float) -> Metrics:
+        """Take a step of an optimizer that evaluates the loss as often as it likes; the first one is logged."""
+        found: list[Metrics] = []
+
+        def evaluate() -> float:
+            worst: list[tuple[float, Origin]] = []
+            with torch.no_grad():
+                sums = self._run(batches, moment, units, worst)
+                self._add_penalty_to(sums, moment)
+            if not found:
+                self.watch.check(moment.step, sums["loss"] / units, 0.0, partial(self._of_all, worst))
+            found.append(sums)
+            return sums["loss"] / units + sums.get("penalty", 0.0)
+
+        self.optimizer.step(evaluate)
+        return found[0]
+
+    def _add_penalty_to(self, sums: Metrics, moment: Moment) -> None:
+        penalty = self.add_penalty(moment)
+        if penalty is not None:
+            sums["penalty"] = sums.get("penalty", 0.0) + float(penalty)
+
+    def _run(
         self, batches: Sequence[tuple[Batch, bool]], moment: Moment, units: float, worst: list[tuple[float, Origin]]
     ) -> Metrics:
         """Run every pass of a step and return the sums over all processes of what they met.
@@ -252,16 +306,19 @@ class Loop:
     def add_gradients(
         self, batch: Batch, units: float, moment: Moment, counts: bool = True, is_last: bool = True
     ) -> tuple[Loss, Tensor | None]:
-        """Run a micro-batch forward and backward; return its loss and the methods' own terms, detached."""
+        """Run a micro-batch forward, and backward where gradients are on; return its loss and the methods' own terms,
+        detached."""
         with computing_in(self.dtype, self.device):
             loss = self.placement.forward(partial(self.target.loss, batch, moment))
-        self.placement.backward(loss.total * counts / units, is_last)
+        if torch.is_grad_enabled():
+            self.placement.backward(loss.total * counts / units, is_last)
         terms = []
         for retention in self.retentions:
             with computing_in(self.dtype, self.device):
                 term = retention.batch_penalty(batch, moment)
             if term is not None:
-                term.backward()
+                if torch.is_grad_enabled():
+                    term.backward()
                 terms.append(term.detach())
         return replace(loss, total=loss.total.detach()), torch.stack(terms).sum() if terms else None
 
@@ -272,7 +329,8 @@ class Loop:
         if not present:
             return None
         penalty = torch.stack(present).sum()
-        penalty.backward()
+        if torch.is_grad_enabled():
+            penalty.backward()
         return penalty.detach()
 
     def clip_gradients(self) -> Tensor:
@@ -290,7 +348,7 @@ class Loop:
         self.best["last"] = loss
         if self.best["loss"] is None or loss < self.best["loss"]:
             self.best |= {"loss": loss, "step": step, "failures": 0}
-            self.checkpoints.save_best(step, self.trained)
+            self.checkpoints.save_best(step, self._numbers())
         else:
             self.best["failures"] += 1
         return loss
@@ -329,7 +387,7 @@ class Loop:
             "best": self.best,
         }
         self.placement.check(self.trained)
-        self.checkpoints.save(int(self.totals["steps"]), self.trained, state)
+        self.checkpoints.save(int(self.totals["steps"]), self._numbers(), state)
 
     def _made_by(self) -> dict[str, str]:
         """What the bits of a step depend on besides the recipe."""
@@ -346,12 +404,16 @@ class Loop:
         like = paths([live.state_dict() for live in self.lives], "lives")
         numbered = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         like |= {f"optimizer.state.{number}": parameter for number, parameter in enumerate(numbered)}
-        state = self.checkpoints.load(self.trained, like)
-        if state is not None:
+        like |= {f"trained.{name}": tensor for name, tensor in self._numbers().items()}
+        found = self.checkpoints.load(like)
+        if found is not None:
+            numbers, state = found
             self._compare(state["made_by"])
-            self.optimizer.load_state_dict(state["optimizer"])
             for live, kept in zip(self.lives, state["lives"], strict=True):
                 live.load_state_dict(kept)
+            self._restore(numbers)
+            self._train_what_moves()
+            self.optimizer.load_state_dict(state["optimizer"])
             self.watch.load_state_dict(state["watch"])
             self.steps.load_state_dict(state["stream"])
             for part, met in zip(self.steps.encoded, state["met"], strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import nn
 from temper.core.methods import Live
 from temper.core.schedule import Moment
 from temper.signals.trajectory import FOLDER, write_snapshot
+
+Training = tuple[Sequence[tuple[str, nn.Parameter]], torch.optim.Optimizer]
 
 
 class Snapshots(Live):
@@ -27,16 +29,16 @@ class Snapshots(Live):
         """of the steps since the last snapshot"""
         self.step = 0
 
-    def watch(self, parameters: Sequence[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> None:
-        """Tell it what is trained and by what, before the first step."""
-        self.parameters, self.optimizer = parameters, optimizer
+    def watch(self, training: Callable[[], Training]) -> None:
+        """Tell it where to ask what is trained, and by what."""
+        self.training = training
 
     def before_step(self, moment: Moment) -> None:
         if int(moment.progress * self.num) > self.taken:
             self._take(int(moment.progress * self.num))
 
     def after_step(self, moment: Moment) -> None:
-        self.lrs.append(float(self.optimizer.param_groups[0]["lr"]))
+        self.lrs.append(float(self.training()[1].param_groups[0]["lr"]))
         self.step = moment.step + 1
 
     def after_training(self) -> None:
@@ -48,7 +50,7 @@ class Snapshots(Live):
         self.taken = number
         facts = {**self.facts, "step": self.step, "lr": sum(self.lrs) / len(self.lrs)}
         self.folder.mkdir(exist_ok=True)
-        write_snapshot(self.folder / f"{number:04d}", self.parameters, self.optimizer, facts)
+        write_snapshot(self.folder / f"{number:04d}", *self.training(), facts)
         self.lrs = []
 
     def state_dict(self) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class Block:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    head_norms: tuple[tuple[PartName, str], ...] = ()
+    """part and path of the norms whose weight runs over all heads of that part"""
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,8 @@ class _Reader:
         order = list(layout.parts)
         for norm in layout.norms:
             self.find("norms", f"{path}.{norm}")
+        for norm in layout.head_norms.values():
+            self.find("head_norms", f"{path}.{norm}")
         return Block(
             index=index,
             path=path,
@@ -203,6 +207,7 @@ class _Reader:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
+            head_norms=tuple((part, f"{path}.{norm}") for part, norm in layout.head_norms.items()),
         )
 
     def fused(self, block: int, path: str, names: list[PartName], out: dict[str, int], head_dim: int) -> list[Part]:

@@ -32,6 +32,9 @@ class FamilyLayout(Settings):
     norms: tuple[str, ...] = Field(
         ("input_layernorm", "post_attention_layernorm"), description="paths of the norms inside a block"
     )
+    head_norms: dict[PartName, str] = Field(
+        default_factory=dict, description="by part, the norms inside a block that run over all of its heads at once"
+    )
     norm: str | None = Field("model.norm", description="module path of the last norm; a model may leave it out")
     head: str = Field("lm_head", description="module path of the head")
     logit_softcap: str | None = Field(
@@ -71,7 +74,11 @@ LAYOUTS: dict[str, FamilyLayout] = {
     "gemma3_text": FamilyLayout(
         parts=SEPARATE, norms=(*GEMMA_NORMS, *QK_NORMS), logit_softcap="final_logit_softcapping"
     ),
-    "olmo2": FamilyLayout(parts=SEPARATE, norms=("post_attention_layernorm", "post_feedforward_layernorm", *QK_NORMS)),
+    "olmo2": FamilyLayout(
+        parts=SEPARATE,
+        norms=("post_attention_layernorm", "post_feedforward_layernorm", *QK_NORMS),
+        head_norms={"q": "self_attn.q_norm", "k": "self_attn.k_norm"},
+    ),
     "phi3": FamilyLayout(
         parts={
             "q": "self_attn.qkv_proj",

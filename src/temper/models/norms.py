@@ -12,11 +12,12 @@ Legend: T tokens, D width.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedModel
 
 from temper.models.anatomy import Anatomy
@@ -91,14 +92,19 @@ def equivalent(norm: nn.Module) -> RMSNorm | None:
     if [name for name, _ in norm.named_parameters()] != ["weight"] or not epsilons:
         return None
     weight = norm.get_parameter("weight")
-    generator = torch.Generator().manual_seed(0)
-    tried, x_TD = copy.deepcopy(norm), torch.randn(TRIED_TOKENS, *weight.shape, generator=generator)
-    tried.weight = nn.Parameter(torch.randn(weight.shape, generator=generator))
-    for offset in (0.0, 1.0):
-        one = RMSNorm(tried.weight, epsilons[0], offset)
+    # Tried on numbers even while a model is built from tensors without content.
+    with _disable_current_modes():
+        generator = torch.Generator().manual_seed(0)
+        x_TD, weight_D = (
+            torch.randn(*shape, generator=generator, device="cpu")
+            for shape in ((TRIED_TOKENS, *weight.shape), weight.shape)
+        )
         with torch.no_grad():
-            if torch.allclose(one(x_TD), tried(x_TD), rtol=1e-5, atol=1e-6):
-                return RMSNorm(weight, epsilons[0], offset)
+            expected_TD = functional_call(norm, {"weight": weight_D}, (x_TD,))
+            for offset in (0.0, 1.0):
+                found_TD = RMSNorm(nn.Parameter(weight_D), epsilons[0], offset)(x_TD)
+                if torch.allclose(found_TD, expected_TD, rtol=1e-5, atol=1e-6):
+                    return RMSNorm(weight, epsilons[0], offset)
     return None
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from temper.core.methods import Method
 
@@ -17,6 +17,8 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
     works_on_pieces: ClassVar[bool] = False
     """Each number's step follows from its own gradient alone, so that tensors may be divided among processes. Where it
     is false, each process holds them whole."""
+    needs_gradient: ClassVar[bool] = True
+    """False: there is no backward pass, and `step` is given a function that evaluates the whole step's loss"""
 
     def build(self, parameters: Sequence[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Optimizer:
         """Return an optimizer over named parameters whose groups carry `lr`.
@@ -24,3 +26,30 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
         The engine multiplies each group's peak (`initial_lr`) with the schedule's factor before every step.
         """
         raise NotImplementedError
+
+    def report(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """Return what `metrics.jsonl` should hold of the last step besides loss, rate and norm."""
+        return {}
+
+    def carry(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer, origins: Mapping[Tensor, Tensor]) -> None:
+        """Give a new optimizer the state of the old one, for the parameters that both hold.
+
+        Args:
+            old: over what trained so far.
+            new: fresh, over what trains from now on.
+            origins: for some parameters, the place in its former self that each number comes from; -1: it is new.
+        """
+        held = {parameter for group in new.param_groups for parameter in group["params"]}
+        for parameter, state in old.state.items():
+            if parameter in held:
+                origin = origins.get(parameter)
+                new.state[parameter] = {
+                    name: value if origin is None else rearranged(value, origin) for name, value in state.items()
+                }
+
+
+def rearranged(value: object, origin: Tensor) -> object:
+    """Return a state of one number per place in its new order, zero where it is new; any other state as it is."""
+    if not isinstance(value, Tensor) or value.shape != origin.shape:
+        return value
+    return torch.where(origin >= 0, value[origin.clamp(min=0)], value.new_zeros(()))

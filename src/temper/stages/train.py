@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from temper.core.methods import methods_in
 from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.engine.checkpoint import Checkpoints
@@ -46,7 +47,8 @@ class Train(Stage, FitSettings, name="train"):
 
     def sources(self) -> Sequence[Source]:
         replayed = [source for share in self.shares for source in share.sources]
-        return (*self.data, *replayed)
+        measured_on = [method for method in methods_in(self.tune) if isinstance(method, Source)]
+        return (*self.data, *replayed, *measured_on)
 
     def run(self, context: Context, previous: str) -> Outcome:
         parts = [context.open(source) for source in self.data]

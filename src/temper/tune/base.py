@@ -6,15 +6,17 @@ whatever `parameters()` yields and never asks which tuner it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from temper.core.errors import SettingError
 from temper.core.methods import Live, Method
 from temper.models.model import Model
+from temper.signals.calibration import Calibration
 
 
 class Tuning(Live):
@@ -25,6 +27,25 @@ class Tuning(Live):
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trainable numbers by a name that is stable across runs; all are float32 (master) weights."""
         raise NotImplementedError
+
+    def take_change(self) -> Mapping[str, Tensor] | None:
+        """Tell whether another set of numbers trains since the last call; asked after every `before_step`.
+
+        Returns:
+            None where `parameters()` is what it was. Else, by name, where the numbers of a parameter that stays come
+            from (int64, one place in its former self for each, -1 for a new one), so that the optimizer's state goes
+            with them. A parameter that is not named keeps its state, a new one has none, one that has gone loses it.
+        """
+        return None
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Return, by stable name, all that training has changed: what a checkpoint holds."""
+        return {name: parameter.detach() for name, parameter in self.parameters()}
+
+    def restore(self, numbers: Mapping[str, Tensor]) -> None:
+        """Take back what `numbers` returned, after `load_state_dict`."""
+        for name, mine in self.numbers().items():
+            mine.copy_(numbers[name])
 
     def hold_in(self, dtype: torch.dtype) -> None:
         """Hold what does not train in the type that products are computed in, to spare memory.
@@ -61,10 +82,33 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
     """What trains are parameters of `model.module` and nothing else, looked up there each time `parameters` is asked,
     so that they may be divided among processes (DTensor). Where it is false, each process holds everything."""
 
-    def attach(self, model: Model, seed: int = 0) -> Tuning:
+    def calibration(self, model: Model) -> Calibration | None:
+        """Declare what is to be measured on rows before attaching; None where nothing is."""
+        return None
+
+    def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> Tuning:
         """Freeze what does not move, make what does, and return it.
+
+        Args:
+            calibration: what `calibration` declared, filled by the engine.
 
         Raises:
             SettingError: a setting that does not fit this model.
         """
         raise NotImplementedError
+
+
+def filled(calibration: Calibration | None, key: str, value: object) -> Calibration:
+    """Return a calibration that a setting cannot do without.
+
+    Raises:
+        SettingError: there is none.
+    """
+    if calibration is None:
+        raise SettingError(
+            key,
+            value,
+            "needs a calibration pass before it is attached",
+            "train with `fit`, or fill what `calibration` declares with `temper.signals.calibration.observe`",
+        )
+    return calibration

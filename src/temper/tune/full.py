@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import ClassVar
 
-import torch
 from pydantic import Field
-from torch import nn
 
 from temper.core.errors import SettingError, nearest
-from temper.models.load import save_model
 from temper.models.model import Model
-from temper.tune.base import Tune, Tuning
-
-
-class FullTuning(Tuning):
-    """The model's own parameters as float32 master weights.
-
-    Args:
-        trained: names of those that move.
-        stored: the type in which the base stores each.
-    """
-
-    def __init__(self, model: Model, trained: list[str], stored: dict[str, torch.dtype]) -> None:
-        self.model, self.trained, self.stored = model, trained, stored
-
-    def hold_in(self, dtype: torch.dtype) -> None:
-        """Leave what is frozen in float32: it is part of the result, and must not be rounded on its way."""
-
-    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        named = dict(self.model.module.named_parameters())
-        yield from ((name, named[name]) for name in self.trained)
-
-    def save(self, folder: Path) -> None:
-        """Write `model/` in the precision that the base is stored in."""
-        self.merge()
-        save_model(self.model, folder / "model")
-
-    def merge(self) -> None:
-        """Round the weights to the precision that the base is stored in; frozen ones come back as they were."""
-        for name, parameter in self.model.module.named_parameters():
-            parameter.data = parameter.data.to(self.stored[name])
-
-    def detach(self) -> None:
-        for _, parameter in self.parameters():
-            parameter.requires_grad_(False)
+from temper.signals.calibration import Calibration
+from temper.tune.base import Tune
+from temper.tune.subset import SubsetTuning
 
 
 class Full(Tune, name="full"):
@@ -65,19 +29,12 @@ class Full(Tune, name="full"):
         (), description="parameters that stay as they are: patterns of their names, such as *embed_tokens*"
     )
 
-    def attach(self, model: Model, seed: int = 0) -> FullTuning:
+    def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> SubsetTuning:
         names = [name for name, _ in model.module.named_parameters()]
         for pattern in self.freeze:
             if not any(fnmatch(name, pattern) for name in names):
                 raise SettingError("tune.full.freeze", pattern, "matches no parameter", nearest(pattern, names))
-        trained, stored = [], {}
-        for name, parameter in model.module.named_parameters():
-            moves = not any(fnmatch(name, pattern) for pattern in self.freeze)
-            parameter.requires_grad_(moves)
-            stored[name] = parameter.dtype
-            parameter.data = parameter.data.float()
-            if moves:
-                trained.append(name)
+        trained = [name for name in names if not any(fnmatch(name, pattern) for pattern in self.freeze)]
         if not trained:
             raise SettingError("tune.full.freeze", list(self.freeze), "leaves nothing to train", "freeze less")
-        return FullTuning(model, trained, stored)
+        return SubsetTuning(model, trained)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,12 +23,15 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from temper.core.errors import SettingError, nearest
+from temper.core.errors import SettingError
 from temper.delta.base import Provenance
 from temper.delta.low_rank import Factors, LowRankDelta, spread, stack
 from temper.models.anatomy import Part, add_to_part
 from temper.models.model import Model
-from temper.tune.base import Tune, Tuning
+from temper.signals.calibration import Calibration
+from temper.tune.base import Tune, Tuning, filled
+from temper.tune.init.base import LowRankInit, Start, Wanted
+from temper.tune.targets import DESCRIPTION, EVERY_PART, check_patterns, matches, select_parts
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Adapter:
     scaling: float
     rows_O: Tensor | None
     """int64 output features of the module that the part is, None for all"""
+    start: Start | None = None
+    """the first factors where their product is not 0: it is taken off again, so that training starts at the base"""
 
     @property
     def name(self) -> str:
@@ -52,12 +56,18 @@ class Adapter:
         if not torch.is_autocast_enabled(x_TI.device.type):  # which would cast it back
             x_TI = x_TI.to(self.a_RI.dtype)
         x_TI = F.dropout(x_TI, dropout, is_training)
-        update_TO = F.linear(F.linear(x_TI, self.a_RI), self.b_OR * self.scaling).to(out.dtype)
+        update_TO = F.linear(F.linear(x_TI, self.a_RI), self.b_OR * self.scaling)
+        if self.start is not None:
+            update_TO = update_TO - F.linear(F.linear(x_TI, self.start.a_RI), self.start.b_OR * self.scaling)
+        update_TO = update_TO.to(out.dtype)
         return out + update_TO if self.rows_O is None else out.index_add(-1, self.rows_O, update_TO)
 
     def factors(self) -> Factors:
-        """Return the update of the whole module."""
-        return Factors(self.a_RI.detach(), self.b_OR.detach(), self.scaling, self.part.is_transposed)
+        """Return the part's update."""
+        trained = Factors(self.a_RI.detach(), self.b_OR.detach(), self.scaling, self.part.is_transposed)
+        if self.start is None:
+            return trained
+        return stack([trained, Factors(self.start.a_RI, -self.start.b_OR, self.scaling, self.part.is_transposed)])
 
 
 class LoRATuning(Tuning):
@@ -107,8 +117,8 @@ class LoRATuning(Tuning):
 
     def merge(self) -> None:
         for adapter in self.adapters:
-            update_OI = (adapter.b_OR.detach() * adapter.scaling) @ adapter.a_RI.detach()
-            add_to_part(self.model.module, adapter.part, update_OI)
+            factors = adapter.factors()
+            add_to_part(self.model.module, adapter.part, (factors.b_OR * factors.scaling) @ factors.a_RI)
         self.detach()
 
     def detach(self) -> None:
@@ -134,35 +144,38 @@ class LoRA(Tune, name="lora"):
     rank: PositiveInt = Field(8, description="r, the rank of each update")
     alpha: float | None = Field(None, gt=0, description="numerator of the scaling; 2 x rank where it is not given")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs that is dropped in training")
-    targets: tuple[str, ...] = Field(
-        ("q", "k", "v", "o", "gate", "up", "down"),
-        description="parts by name (q, k, v, o, gate, up, down), by block (3.q, 0.*) or by module path (*.layers.3.*)",
-        min_length=1,
-    )
+    targets: tuple[str, ...] = Field(EVERY_PART, description=DESCRIPTION, min_length=1)
     ranks: Mapping[str, PositiveInt] = Field(
         default_factory=dict, description="ranks of some targets, by the same patterns; the last match counts"
     )
     rs_lora: bool = Field(False, description="divide by sqrt(rank) instead of rank")
 
-    def attach(self, model: Model, seed: int = 0) -> LoRATuning:
-        parts = list(model.anatomy.parts())
-        families = {part.name for part in parts}
-        default = type(self).model_fields["targets"].default
-        for key, patterns in (("targets", self.targets), ("ranks", self.ranks)):
-            for pattern in patterns:
-                # The default names every part of the widest block; a family without a gate has the rest.
-                is_default = key == "targets" and self.targets == default
-                if not is_default and not any(_matches(part, pattern) for part in parts):
-                    raise SettingError(
-                        f"tune.lora.{key}", pattern, "matches no part of this model", nearest(pattern, families)
-                    )
+    init: LowRankInit = Field(
+        default_factory=lambda: LowRankInit.parse("kaiming"), description="where the updates start: kaiming, eva, corda"
+    )
+
+    def calibration(self, model: Model) -> Calibration | None:
+        return self.init.calibration(model, self._wanted(model))
+
+    def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> LoRATuning:
+        wanted = self._wanted(model)
+        if self.init.calibration(model, wanted) is not None:
+            filled(calibration, "tune.lora.init", self.init.method_name)
         generator = torch.Generator().manual_seed(seed)
+        starts = self.init.start(model, wanted, generator, calibration)
         model.module.requires_grad_(False)
-        adapters = []
+        adapters = [
+            _adapter(model, each, start) for each, start in zip(wanted, starts, strict=True) if start is not None
+        ]
+        return LoRATuning(model, adapters, self.dropout, self.written())
+
+    def _wanted(self, model: Model) -> list[Wanted]:
+        parts = select_parts(model, self.targets, "tune.lora.targets")
+        check_patterns(list(model.anatomy.parts()), self.ranks, "tune.lora.ranks")
+        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
+        wanted = []
         for part in parts:
-            if not any(_matches(part, pattern) for pattern in self.targets):
-                continue
-            own = [rank for pattern, rank in self.ranks.items() if _matches(part, pattern)]
+            own = [rank for pattern, rank in self.ranks.items() if matches(part, pattern)]
             rank = own[-1] if own else self.rank
             if rank > min(part.in_features, part.out_features):
                 raise SettingError(
@@ -171,30 +184,22 @@ class LoRA(Tune, name="lora"):
                     f"exceeds the smaller side of {part.path} ({part.out_features} x {part.in_features})",
                     f"try {min(part.in_features, part.out_features)} or less",
                 )
-            adapters.append(self._adapter(model, part, rank, generator))
-        if not adapters:
-            paths = ", ".join(sorted({part.path for part in parts})[:3])
-            fix = f"name parts that it has, for instance {paths}" if paths else "it has no linear parts"
-            raise SettingError("tune.lora.targets", self.targets, "matches no part of this model", fix)
-        return LoRATuning(model, adapters, self.dropout, self.written())
-
-    def _adapter(self, model: Model, part: Part, rank: int, generator: torch.Generator) -> Adapter:
-        device = model.module.get_submodule(part.path).weight.device
-        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
-        bound = 1 / math.sqrt(part.in_features)  # Kaiming's uniform bound with a = sqrt(5), as in the reference code
-        a_RI = torch.empty(rank, part.in_features).uniform_(-bound, bound, generator=generator)
-        rows = None if part.rows is None else torch.cat([torch.arange(*run) for run in part.rows]).to(device)
-        return Adapter(
-            part,
-            nn.Parameter(a_RI.to(device)),
-            nn.Parameter(torch.zeros(part.out_features, rank, device=device)),
-            alpha / (math.sqrt(rank) if self.rs_lora else rank),
-            rows,
-        )
+            wanted.append(Wanted(part, rank, alpha / (math.sqrt(rank) if self.rs_lora else rank)))
+        return wanted
 
 
-def _matches(part: Part, pattern: str) -> bool:
-    return pattern == part.name or fnmatch(f"{part.block}.{part.name}", pattern) or fnmatch(part.path, pattern)
+def _adapter(model: Model, wanted: Wanted, start: Start) -> Adapter:
+    part, device = wanted.part, model.module.get_submodule(wanted.part.path).weight.device
+    rows = None if part.rows is None else torch.cat([torch.arange(*run) for run in part.rows]).to(device)
+    a_RI, b_OR = start.a_RI.to(device), start.b_OR.to(device)
+    return Adapter(
+        part,
+        nn.Parameter(a_RI.clone()),
+        nn.Parameter(b_OR.clone()),
+        wanted.scaling,
+        rows,
+        Start(a_RI, b_OR) if bool(b_OR.any()) else None,
+    )
 
 
 def _out_features(module: nn.Module, part: Part) -> int:
