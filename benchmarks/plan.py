@@ -194,8 +194,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"in its own settings, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}. A name says family, "
         "width x blocks, vocabulary, what trains, precision, longest document and the recomputed share. "
         f"{len(rows)} configurations, largest error {worst:.1%}.\n\n"
-        "The error of the time is that of a short training on a busy machine, model loading aside; it is an "
-        "estimate.\n\n"
+        "The error of the time is that of a short training on a busy machine; it is an estimate.\n\n"
         "| configuration | parameters | predicted, MiB | measured, MiB | error | error of the time |\n"
         "|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
     )

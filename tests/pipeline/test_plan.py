@@ -69,7 +69,7 @@ def test_a_stage_that_does_not_fit_says_what_would(
     monkeypatch.setattr("temper.pipeline.plan.resident_bytes", lambda: 0)  # what the process holds varies by pages
     written = recipe(folder)
     needed = stages(plan(written, runs=tmp_path))["first"].memory_bytes
-    assert plan(written, runs=tmp_path, memory=needed).works
+    assert stages(plan(written, runs=tmp_path, memory=needed))["first"].problem is None
     tight = plan(written, runs=tmp_path, memory=needed - 1)
     assert not tight.works
     first = stages(tight)["first"]
@@ -79,7 +79,7 @@ def test_a_stage_that_does_not_fit_says_what_would(
 def test_one_of_512_processes_in_seconds(folder: Path, tmp_path: Path) -> None:
     alone = stages(plan(recipe(folder), runs=tmp_path, place=Elsewhere(1, Layout())))["first"]
     many = stages(plan(recipe(folder), runs=tmp_path, place=Elsewhere(512, Layout(tp=4))))["first"]
-    assert many.seconds is None and "process" not in many.memory
+    assert many.notes == () and many.seconds is None and "process" not in many.memory
     assert many.memory["optimizer"] < 0.05 * alone.memory["optimizer"]
 
 

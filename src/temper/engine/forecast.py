@@ -74,8 +74,12 @@ class _Largest:
         return [(batches, max(1.0, sum(units(batch) for batch in batches))) for batches in steps]
 
 
-def read_work(loop: Loop) -> Work:
-    """Read a stage's steps, from the first to the last, or to the last that is read."""
+def read_work(loop: Loop, shares: int = 1) -> Work:
+    """Read a stage's steps, from the first to the last, or to the last that is read.
+
+    Args:
+        shares: processes that each compute a part of every batch; the largest micro-batches are then those of one.
+    """
     counter, largest = FlopCounter(loop.model, loop.recompute), _Largest()
     steps, num_rows = 0, sum(len(part) for part in loop.steps.streams[0].parts)
     tokens: list[int] = []
@@ -83,7 +87,11 @@ def read_work(loop: Loop) -> Work:
     most = READ_STEPS if num_rows <= ENCODED_BEFOREHAND else max(1, READ_STEPS // 10)
     for step in loop.steps:
         batches, _ = loop.batches(step.examples)
-        largest.see(steps, batches)
+        if shares > 1:
+            by_size = sorted(step.examples, key=lambda example: -example.num_tokens)
+            largest.see(steps, loop.batches(by_size[::shares])[0])
+        else:
+            largest.see(steps, batches)
         tokens.append(sum(batch.num_tokens for batch in batches))
         supervised += sum(batch.num_supervised for batch in batches)
         flops += sum(counter.count(batch) for batch in batches)
@@ -186,7 +194,7 @@ def _forecast(
         tuning = attach(model, settings, seed)
         loop = assemble(tuning, data, settings, Path())
     try:
-        work = read_work(loop)
+        work = read_work(loop, 1 if mesh is None else mesh["fsdp"].size())
     finally:
         data.steps.load_state_dict(begin)
     trainable = sum(parameter.numel() for _, parameter in loop.trained)

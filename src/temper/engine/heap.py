@@ -3,8 +3,11 @@
 glibc serves a request from the smallest free chunk that fits, else from the end of its heap, else from the system:
 as a mapping of its own where the request reaches a threshold, which rises to the size of whatever mapping is let go
 of (up to 32 MiB). PyTorch asks for multiples of 64 bytes, for which glibc looks for 96 bytes more than it keeps: so a
-chunk that was let go of is never found for a tensor of the same size unless a neighbour is free as well. That, and
-not small change, is why a training process holds a tenth more than its tensors.
+chunk that was let go of is never found for a tensor of the same size unless a neighbour is free as well. That is one
+reason why a training process holds more than its tensors.
+
+What is held is a lower bound: small objects that are put between tensors keep free neighbours apart for a while, and
+are not followed here. Measured peaks lie up to a third above (`docs/plan.md`).
 
 Sizes and rules are those of glibc 2.36's `malloc.c` for one thread. Chunks below a page are left out.
 """

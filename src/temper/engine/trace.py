@@ -204,7 +204,7 @@ class Traced:
         with self.mode, ledger, recomputing(loop.model, loop.recompute):
             for number, (batches, units) in enumerate(steps):
                 self._step(Moment(number, 0.0), batches, units, trained)
-        return ledger.peak(loop.device.type == "cpu")
+        return ledger.peak(loop.device.type == "cpu" and self.root is None)
 
     def _add_gradients(self, batch: Batch, units: float, moment: Moment) -> None:
         loop = self.loop
@@ -214,6 +214,16 @@ class Traced:
         with computing_in(loop.dtype, loop.device):
             total = self.root(lambda: loop.target.loss(batch, moment).total)
         (total / units).backward()
+
+    def _clip_gradients(self, trained: Sequence[Tensor]) -> None:
+        if self.root is None:
+            self.loop.clip_gradients()
+            return
+        # Gradients that lie on different meshes have no norm together: each process adds up its own.
+        gradients = [own(one.grad) for one in trained if one.grad is not None]
+        norm = sum((one.double().square().sum() for one in gradients), torch.zeros(())).sqrt()
+        for one in gradients:
+            one.mul_(norm)
 
     def _step(self, moment: Moment, batches: Sequence[Batch], units: float, trained: Sequence[Tensor]) -> None:
         loop, ledger = self.loop, self.ledger
@@ -225,7 +235,7 @@ class Traced:
             self._add_gradients(batch, units, moment)
             ledger.call(GRADIENTS, (one.grad for one in trained if one.grad is not None))
         loop.add_penalty(moment)
-        loop.clip_gradients()
+        self._clip_gradients(trained)
         ledger.call(GRADIENTS, (one.grad for one in trained if one.grad is not None))
         loop.update()
         states = loop.optimizer.state.values()

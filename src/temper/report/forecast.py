@@ -35,7 +35,12 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     for stage in stages:
         _print_details(stage, console)
     has = f"{fmt.size(plan['limit_bytes'])} of memory on {plan['device']}" if plan["limit_bytes"] else plan["device"]
-    console.print(Text(f"{plan['parameters']:,} parameters; {has}. Time is an estimate.", style="dim"))
+    console.print(
+        Text(
+            f"{plan['parameters']:,} parameters; {has}. Time is an estimate; on a CPU the C library may hold up to a third more memory than is predicted.",
+            style="dim",
+        )
+    )
 
 
 def _row(stage: Mapping[str, Any]) -> list[str]:
