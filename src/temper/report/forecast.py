@@ -37,7 +37,8 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     has = f"{fmt.size(plan['limit_bytes'])} of memory on {plan['device']}" if plan["limit_bytes"] else plan["device"]
     console.print(
         Text(
-            f"{plan['parameters']:,} parameters; {has}. Time is an estimate; on a CPU the C library may hold up to a third more memory than is predicted.",
+            f"{plan['parameters']:,} parameters; {has}. Time is an estimate; on a CPU the C library may hold up to a "
+            "third more memory than is predicted.",
             style="dim",
         )
     )

@@ -198,7 +198,7 @@ def _adapter(model: Model, wanted: Wanted, start: Start) -> Adapter:
         nn.Parameter(b_OR.clone()),
         wanted.scaling,
         rows,
-        Start(a_RI, b_OR) if bool(b_OR.any()) else None,
+        None if start.is_zero else Start(a_RI, b_OR),
     )
 
 

@@ -33,6 +33,8 @@ class Start:
 
     a_RI: Tensor
     b_OR: Tensor
+    is_zero: bool = False
+    """B is 0, so there is nothing to take off"""
 
 
 class LowRankInit(Method, axis="init", packages=("temper.tune.init",)):

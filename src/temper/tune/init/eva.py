@@ -81,5 +81,5 @@ class EVA(LowRankInit, name="eva"):
             components_CI = statistics[shared[each.part.path]].components_CI
             assert components_CI is not None
             a_RI = components_CI[:rank].cpu().float()
-            starts.append(Start(a_RI, torch.zeros(each.part.out_features, rank)) if rank else None)
+            starts.append(Start(a_RI, torch.zeros(each.part.out_features, rank), is_zero=True) if rank else None)
         return starts

@@ -26,5 +26,5 @@ class Kaiming(LowRankInit, name="kaiming"):
         for each in wanted:
             bound = 1 / math.sqrt(each.part.in_features)  # Kaiming's uniform bound with a = sqrt(5)
             a_RI = torch.empty(each.rank, each.part.in_features).uniform_(-bound, bound, generator=generator)
-            starts.append(Start(a_RI, torch.zeros(each.part.out_features, each.rank)))
+            starts.append(Start(a_RI, torch.zeros(each.part.out_features, each.rank), is_zero=True))
         return starts
