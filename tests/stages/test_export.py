@@ -44,7 +44,10 @@ def test_a_merged_folder_loads_in_transformers(family: str, tmp_path: Path) -> N
     outcome = stage.run(run, "adapt")
     module = AutoModelForCausalLM.from_pretrained(run.folder / "export")
     expected = run.load("polish").module
-    assert torch.equal(logits(module), logits(expected))
+    weights, wanted = module.state_dict(), expected.state_dict()
+    assert weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    # Temper's norms take their sums in another order.
+    torch.testing.assert_close(logits(module), logits(expected), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits(module), logits(run.load("adapt").module), atol=0.01)
     assert outcome.details["parameters"] == sum(parameter.numel() for parameter in module.parameters())
     text = "hello there"

@@ -12,7 +12,7 @@ from temper.delta.base import read_delta
 from temper.models.load import load_model
 from temper.models.model import Model
 from temper.tune.base import Tune
-from training import attach, moved, outputs
+from training import REORDERING, attach, moved, outputs
 
 CONTRACTS: dict[str, object] = {
     **{name: name for name in Tune.methods()},
@@ -25,10 +25,6 @@ CONTRACTS: dict[str, object] = {
     "full but one block": {"full": {"freeze": ["*.0.*"]}},
 }
 """every registered tuner as it comes, and settings worth a look"""
-
-
-REORDERING = frozenset({"s2ft"})
-"""tuners that bring sums into another order: attached = base to float32's rounding, not bit for bit"""
 
 
 def load_result(folder: Path, family: str) -> Model:

@@ -6,8 +6,8 @@ of (up to 32 MiB). PyTorch asks for multiples of 64 bytes, for which glibc looks
 chunk that was let go of is never found for a tensor of the same size unless a neighbour is free as well. That is one
 reason why a training process holds more than its tensors.
 
-What is held is a lower bound: small objects that are put between tensors keep free neighbours apart for a while, and
-are not followed here. Measured peaks lie up to a third above (`docs/plan.md`).
+Real heaps hold more than this one: measured peaks lie up to 37 % above what is predicted (`docs/plan.md`). Small
+objects that lie between tensors and keep free neighbours apart are not followed here, which may be why.
 
 Sizes and rules are those of glibc 2.36's `malloc.c` for one thread. Chunks below a page are left out.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -28,6 +28,7 @@ class Classification(Labelling, name="classify"):
     which changes no number.
     """
 
+    example: ClassVar[dict[str, Any]] = {"labels": ["yes", "no"]}
     formats: ClassVar[frozenset[Format]] = frozenset({"class"})
 
     pooling: Pooling = Field("last", description="pool: the text's last token, or the mean or the maximum of all")

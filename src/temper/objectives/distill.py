@@ -6,7 +6,7 @@ Legend: N supervised tokens, C tokens of a chunk, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -60,6 +60,7 @@ class Distillation(Objective, name="distill"):
     Deviation: on the data's own text, never on text that the student writes.
     """
 
+    example: ClassVar[dict[str, Any]] = {"teacher": "start"}
     formats: ClassVar[frozenset[Format]] = frozenset({"messages", "completion", "text"})
 
     teacher: str = Field(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -80,6 +80,7 @@ class GuidedEmbedding(Objective, name="gist_embed"):
     passes, which dropout makes differ); the guide reads the same tokens and pools them as the model does.
     """
 
+    example: ClassVar[dict[str, Any]] = {"guide": "start"}
     formats: ClassVar[frozenset[Format]] = frozenset({"pair"})
 
     guide: str = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -27,6 +27,7 @@ class Tagging(Labelling, name="tag"):
     together, which changes no number.
     """
 
+    example: ClassVar[dict[str, Any]] = {"labels": ["yes", "no"]}
     formats: ClassVar[frozenset[Format]] = frozenset({"tags"})
 
     causal: bool = Field(False, description="whether a token sees only what precedes it; false: its whole text")

@@ -13,6 +13,7 @@ from rich.text import Text
 from temper.report import format as fmt
 
 COLUMNS = ("stage", "does", "reads", "steps", "tokens", "FLOPs", "memory", "time")
+CAUTION = "Time is an estimate; on a CPU the C library may hold two fifths more memory than is predicted."
 
 
 def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
@@ -37,8 +38,7 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     has = f"{fmt.size(plan['limit_bytes'])} of memory on {plan['device']}" if plan["limit_bytes"] else plan["device"]
     console.print(
         Text(
-            f"{plan['parameters']:,} parameters; {has}. Time is an estimate; on a CPU the C library may hold up to a "
-            "third more memory than is predicted.",
+            f"{plan['parameters']:,} parameters; {has}. {CAUTION}",
             style="dim",
         )
     )

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from temper.core.schedule import Moment
 from temper.models.model import Model
 from temper.retain.base import Retain, Retention
-from temper.tune.base import Tuning
+from temper.signals.setup import Setup
 
 
 class Pulling(Retention):
     """The trainable numbers and a copy of their first values."""
 
-    def __init__(self, tuning: Tuning, strength: float) -> None:
+    def __init__(self, trained: Sequence[tuple[str, nn.Parameter]], strength: float) -> None:
         self.strength = strength
-        self.pairs = [(weight, weight.detach().clone()) for _, weight in tuning.parameters()]
+        self.pairs = [(weight, weight.detach().clone()) for _, weight in trained]
 
     def penalty(self, moment: Moment) -> Tensor:
         distances = [(weight - start).square().sum() for weight, start in self.pairs]
@@ -41,5 +42,5 @@ class Pull(Retain, name="outside_pull"):
 
     strength: float = Field(ge=0, description="s: how strongly, per unit of squared distance")
 
-    def build(self, model: Model, tuning: Tuning) -> Pulling:
-        return Pulling(tuning, self.strength)
+    def build(self, model: Model, setup: Setup) -> Pulling:
+        return Pulling(setup.trained, self.strength)
