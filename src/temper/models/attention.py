@@ -272,8 +272,10 @@ def _capped_attention(
     return weights.to(value.dtype) @ value
 
 
-# oneDNN, which multiplies on a CPU, keeps code for each of the last 1024 shapes that it met, a third of a MiB each.
-# Documents come in every length, so few shapes come back; making the code anew costs less than can be measured.
+# On a CPU products are oneDNN's. It keeps code for each of the last 1024 shapes that it met, a third of a MiB each, and
+# PyTorch keeps its own 1024 products with their scratch memory, scattered over the heap. Documents come in every
+# length, so few shapes come back; making the code anew costs less than can be measured.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 AttentionInterface.register(NAME, packed_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
