@@ -11,7 +11,7 @@ DEMO ?= recipes/demo.yaml
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test install check browser docs combinations clean
+.PHONY: demo test install check browser docs combinations effects clean
 .DELETE_ON_ERROR:
 
 demo: .venv/runtime.stamp
@@ -33,6 +33,10 @@ docs: .venv/test.stamp
 # Tries every pair of methods across axes: some minutes.
 combinations: .venv/test.stamp
 	$(BIN)/temper methods --probe --to docs/combinations.md
+
+# Runs every study of effects and writes docs/effects.md: under an hour on two cores.
+effects: .venv/test.stamp
+	PYTHONPATH=tests $(BIN)/python -m effects
 
 .venv/runtime.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
