@@ -275,7 +275,7 @@ def _capped_attention(
 # On a CPU products are oneDNN's. It keeps code for each of the last 1024 shapes that it met, a third of a MiB each, and
 # PyTorch keeps its own 1024 products with their scratch memory, scattered over the heap. Documents come in every
 # length, so few shapes come back; making the code anew costs less than can be measured.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
 AttentionInterface.register(NAME, packed_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
