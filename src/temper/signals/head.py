@@ -22,8 +22,8 @@ CHUNK_VALUES = 2**25
 SOFTMAX_VALUES = 2**20
 """logits that a CPU brings to float32 at once: 4 MiB, which stay in its cache"""
 PRODUCT_VALUES = 2**21
-"""entries of the weight's gradient that one product makes: whole, it took thrice the gradient's memory beside it and, on
-a CPU, up to twice the time"""
+"""entries of the weight's gradient that one product makes: whole, it took the gradient's memory one and a half times
+more and, on a CPU, up to twice the time"""
 KEPT_VALUES = 2**24
 """logits that are kept for the backward pass where there are no more: 32 MiB in bf16"""
 
