@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltas import expected_bits
 from temper.delta.golomb import best_width, decode, encode, entropy_bits
 
 
@@ -30,12 +31,6 @@ def naive_bits(values: np.ndarray) -> int:
             written += "1" * (gap // 2**width) + "0" + remainder + ("1" if value > 0 else "0")
             gap = 0
     return len(written)
-
-
-def expected_bits(density: float) -> float:
-    """The formula of the module's first lines: bits of an entry that is not 0, its sign included."""
-    width = best_width(density)
-    return width + 1 / (1 - (1 - density) ** (2**width)) + 1
 
 
 @given(st.lists(st.sampled_from([-1, 0, 0, 0, 0, 1]), max_size=300))
