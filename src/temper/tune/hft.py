@@ -21,7 +21,7 @@ class HalfFineTuning(Tune, name="hft"):
     (by its seed); of an odd number, the larger half in a random half of the blocks and the smaller half in the others,
     so that half of all trains. A bias goes with its matrix. Embeddings and head train.
 
-    Paper: HFT: Half Fine-Tuning for Large Language Models, arXiv:2404.18466, section 3 (selection by category).
+    Paper: HFT: Half Fine-Tuning for Large Language Models, arXiv:2404.18466 (selection by category).
     Symbols: the half is `share`; `train_embeddings: false` lets embeddings and head rest as well.
     Deviation: matrices that a family fuses (q, k and v in one) are drawn as one; the last norm, outside of the blocks,
     goes with the embeddings.
