@@ -70,6 +70,8 @@ class Method(Settings):
     """settings with which it can be tried on the lab's data, where its defaults do not do"""
     formats: ClassVar[frozenset[str] | None] = None
     """the row formats that it works on; None where it looks at no rows"""
+    extra: ClassVar[str] = ""
+    """the extra of this package that brings what it cannot do without; none where empty"""
     _packages: ClassVar[tuple[str, ...]] = ()
     _registered: ClassVar[dict[str, type[Method]]] = {}
     _axis_class: ClassVar[type[Method]]
@@ -98,6 +100,18 @@ class Method(Settings):
             _import_all(package)
         load_entry_points()
         return dict(sorted(cls._registered.items()))  # type: ignore[arg-type]
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        """Say what it needs of its surroundings, as its class declares it; axes add what is declared to them."""
+        rows = () if cls.formats is None else (f"rows of format {', '.join(sorted(cls.formats))}",)
+        extra = (f"the extra `{cls.extra}`: pip install 'temper-llm[{cls.extra}]'",) if cls.extra else ()
+        return (*rows, *extra)
+
+    @classmethod
+    def declares(cls, hook: str) -> bool:
+        """Tell whether it has a hook of its axis' base class of its own: what it needs, it declares there."""
+        return getattr(cls, hook) is not getattr(cls._axis_class, hook)
 
     @classmethod
     def parse(cls, written: object) -> Self:
@@ -171,6 +185,16 @@ class Method(Settings):
 
 
 AXES: dict[str, type[Method]] = {}
+
+CALIBRATION = "a calibration pass: some rows are looked at before training begins, where its settings ask for that"
+OTHER_MODELS = "another model's outputs, besides the one that trains"
+
+
+def on_many_processes(works_on_pieces: bool) -> str:
+    """Say how a method stands to several processes."""
+    if works_on_pieces:
+        return "on several processes, nothing: tensors may be divided among them"
+    return "on several processes, every tensor whole on each of them"
 
 
 class Live:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -208,8 +209,11 @@ def fit(
         >>> fitted = fit(load_model("my-model"), rows, FitSettings(tune="lora", lr=1e-3, steps=100))
         >>> fitted.tuning.save(Path("out"))
     """
-    if world is None:
-        with World.join() as joined:
+    if world is None or folder is None:
+        with ExitStack() as held:
+            together = held.enter_context(World.join()) if world is None else world
+            if folder is None:
+                folder = Path(together.broadcast(held.enter_context(tempfile.TemporaryDirectory(prefix="temper-"))))
             return fit(
                 model,
                 rows,
@@ -221,22 +225,7 @@ def fit(
                 load=load,
                 stage=stage,
                 on_step=on_step,
-                world=joined,
-            )
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="temper-") as temporary:
-            return fit(
-                model,
-                rows,
-                settings,
-                folder=Path(world.broadcast(temporary)),
-                seed=seed,
-                on_bad_rows=on_bad_rows,
-                open_source=open_source,
-                load=load,
-                stage=stage,
-                on_step=on_step,
-                world=world,
+                world=together,
             )
     sources = [rows] if isinstance(rows, Rows) else list(rows)
     rows = Rows.concatenate(sources, "")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from temper.core.methods import Method
+from temper.core.methods import Method, on_many_processes
 
 
 class Optim(Method, axis="optimizer", packages=("temper.optim",)):
@@ -19,6 +19,11 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
     is false, each process holds them whole."""
     needs_gradient: ClassVar[bool] = True
     """False: there is no backward pass, and `step` is given a function that evaluates the whole step's loss"""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        passes = () if cls.needs_gradient else ("no backward pass: it evaluates the loss of whole steps",)
+        return (*super().needs(), *passes, on_many_processes(cls.works_on_pieces))
 
     def build(self, parameters: Sequence[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Optimizer:
         """Return an optimizer over named parameters whose groups carry `lr`.

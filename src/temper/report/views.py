@@ -47,7 +47,8 @@ class Summary:
     title: str
     meaning: str
     value: float | None
-    """share"""
+    """share, or a multiple"""
+    is_multiple: bool = False
 
 
 _AVERAGE = ("Average accuracy", "The mean over all suites that are measured in per cent.")
@@ -76,7 +77,21 @@ _SUMMARIES = {
         "Forward transfer, as a contrast",
         "The same for the suites that are still to be learned.",
     ),
+    "intransigence": (
+        "Intransigence",
+        "Mean of what a model made from the base by one suite's data alone reaches, minus what the stage reached that "
+        "learned the suite among others.",
+    ),
+    "relative_performance": (
+        "Relative performance",
+        "Mean likelihood of what was learned while it was learned, as a multiple of a model's that learned it alone.",
+    ),
+    "sample_efficiency": (
+        "Sample efficiency",
+        "How high and how soon learning came to its best, as a multiple of a model's that learned it alone.",
+    ),
 }
+_MULTIPLES = {"relative_performance", "sample_efficiency"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,7 @@ def gain_table(run: RunRecord) -> GainTable:
     for name, (title, meaning) in _SUMMARIES.items():
         value = to_float(run.matrix.get(name))
         if value is not None:
-            summaries.append(Summary(title, meaning, value))
+            summaries.append(Summary(title, meaning, value, name in _MULTIPLES))
     return GainTable(tuple(columns), tuple(rows), tuple(summaries))
 
 

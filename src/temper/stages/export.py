@@ -1,10 +1,12 @@
 """Write a stage's model where other tools read it: a whole Hugging Face folder, or a PEFT adapter.
 
 An adapter is relative to the recipe's base: the low-rank changes of all the stages on the way are stacked into one.
+A head that a stage has learnt for labels lies beside the weights, in `head/`: other tools do not read it.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +24,8 @@ from temper.delta.dense import add
 from temper.delta.lineage import trace
 from temper.delta.low_rank import WEIGHTS_FILE, LowRankDelta
 from temper.models.load import save_model
-from temper.models.model import Model
-from temper.stages.base import Context, Outcome, Stage
+from temper.models.model import HEAD, Model
+from temper.stages.base import Context, Outcome, Stage, head_of
 from temper.stages.changes import Stages
 
 Form = Literal["model", "adapter"]
@@ -89,7 +91,14 @@ def export(
             delta = delta.to(getattr(torch, dtype))
         with whole_folder(to) as folder:
             delta.save(folder)
-        return {"form": form, "to": str(to), "content": _content(to), "parameters": delta.num_values, "warnings": []}
+            warnings = _take_head(stages, stage, folder)
+        return {
+            "form": form,
+            "to": str(to),
+            "content": _content(to),
+            "parameters": delta.num_values,
+            "warnings": warnings,
+        }
     model = stages.load(stage)
     fingerprint = model.fingerprint
     if dtype is not None:
@@ -97,7 +106,7 @@ def export(
     with whole_folder(to) as folder:
         save_model(model, folder)
         write_json(folder / MARK, {"export": stage, "form": form, "dtype": dtype, "fingerprint": fingerprint})
-        warnings = _tokenizer_warnings(model, folder)
+        warnings = [*_tokenizer_warnings(model, folder), *_take_head(stages, stage, folder)]
     return {
         "form": form,
         "to": str(to),
@@ -143,6 +152,18 @@ def _cast(model: Model, dtype: torch.dtype) -> None:
     for name, parameter in model.module.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(f"{name}: has values that {dtype} cannot hold; export with dtype: float32")
+
+
+def _take_head(stages: Stages, stage: str, folder: Path) -> list[str]:
+    """Write the head that a stage has learnt beside its weights, and say what it is."""
+    head = head_of(stages.artifact(stage))
+    if head is None:
+        return []
+    shutil.copytree(head, folder / HEAD)
+    return [
+        f"the head for labels lies in {HEAD}/ (head.safetensors: `weight`, labels x width, without bias; head.json: "
+        "labels, pooling, and whether attention is causal); other tools load the model without it"
+    ]
 
 
 def _tokenizer_warnings(model: Model, folder: Path) -> list[str]:

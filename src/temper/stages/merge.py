@@ -26,7 +26,7 @@ from temper.measure.base import Subject
 from temper.merge.base import Combine, Merge
 from temper.models.load import save_model
 from temper.models.model import Model
-from temper.stages.base import Context, Outcome, Stage
+from temper.stages.base import Context, Outcome, Stage, refuse_heads
 from temper.stages.changes import Changes
 
 
@@ -55,6 +55,7 @@ class MergeStage(Stage, name="merge"):
 
     def run(self, context: Context, previous: str) -> Outcome:
         start = time.monotonic()
+        refuse_heads(context, self.models(previous), "merge.of", "cannot be merged")
         bench = StageBench(context, self.of, self.base)
         merging = self.method.build(bench)
         bench.free()

@@ -20,7 +20,7 @@ from temper.delta.base import Delta, read_delta
 from temper.delta.dense import DenseDelta
 from temper.delta.lineage import trace
 from temper.delta.port import port
-from temper.stages.base import Context, Outcome, Stage
+from temper.stages.base import Context, Outcome, Stage, refuse_heads
 from temper.stages.changes import delta_since
 
 
@@ -75,6 +75,7 @@ class Port(Stage, name="port"):
     def run(self, context: Context, previous: str) -> Outcome:
         start = time.monotonic()
         onto = self.models(previous)[0]
+        refuse_heads(context, self.models(previous), "port.of", "fits the hidden states of its own model alone")
         if self.of is not None and self.of in [stage for stage, _ in trace(onto, context.artifact).deltas]:
             raise SettingError("onto", onto, f"has the change of {self.of!r} already", "put it onto another stage")
         change = self._change(context)

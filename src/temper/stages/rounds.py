@@ -29,7 +29,8 @@ from temper.engine.fit import FitSettings
 from temper.models.load import load_model
 from temper.models.model import Model
 from temper.stages.base import Context, Outcome, Stage
-from temper.stages.synthesize import make, open_seeds, write_rows
+from temper.stages.making import open_rows
+from temper.stages.synthesize import make, write_rows
 from temper.stages.train import train_into
 from temper.synthesize.base import Synthesizer
 
@@ -66,7 +67,7 @@ class Rounds(Stage, name="rounds"):
 
     def run(self, context: Context, previous: str) -> Outcome:
         (start,) = self.models(previous)
-        seeds = open_seeds(context, self.data, self.method)
+        _, seeds = open_rows(context, self.data, self.method, "rounds")
         seed = context.seed if self.seed is None else self.seed
         running = _Running(self, context, start, seed)
         data, trained = seeds, None

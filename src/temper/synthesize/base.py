@@ -93,6 +93,11 @@ class Synthesizer(Method, axis="synthesize", packages=("temper.synthesize",)):
     trains_first: ClassVar[bool] = False
     """whether in rounds the model is trained on the seed rows before it is first asked"""
 
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        trained = " that was trained on the seed rows" if cls.trains_first else ""
+        return (*super().needs(), f"a model{trained} to ask")
+
     def make(self, round: Round) -> Made:
         """Make rows.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from temper.core.errors import SettingError
-from temper.core.methods import Live, Method
+from temper.core.methods import CALIBRATION, Live, Method, on_many_processes
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
 
@@ -81,6 +81,11 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
     works_on_pieces: ClassVar[bool] = False
     """What trains are parameters of `model.module` and nothing else, looked up there each time `parameters` is asked,
     so that they may be divided among processes (DTensor). Where it is false, each process holds everything."""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        calibration = (CALIBRATION,) if cls.declares("calibration") else ()
+        return (*super().needs(), *calibration, on_many_processes(cls.works_on_pieces))
 
     def calibration(self, model: Model) -> Calibration | None:
         """Declare what is to be measured on rows before attaching; None where nothing is."""
