@@ -81,10 +81,10 @@ class Port(Stage, name="port"):
         ported = port(change, context.load(onto), self.scale)
         with whole_folder(context.folder / "delta") as folder:
             ported.save(folder)
-        context.say(f"ported a {ported.kind} change of {len(ported.names())} tensors onto {onto}")
+        context.say(f"ported a {ported.kind} change of {ported.num_values:,} values onto {onto}")
         return Outcome(
             cost={"seconds": time.monotonic() - start},
-            details={"kind": ported.kind, "changed_tensors": len(ported.names()), "values": ported.num_values},
+            details={"kind": ported.kind, "values": ported.num_values},
         )
 
     def _change(self, context: Context) -> Delta:
