@@ -7,7 +7,7 @@ and exports as an adapter.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -63,6 +63,10 @@ class Port(Stage, name="port"):
     def models(self, previous: str) -> Sequence[str]:
         onto = self.onto or previous
         return [onto] if self.of is None else list(dict.fromkeys([onto, self.of, self.since]))
+
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        moved = 0 if self.of is None else lengths[self.of] - lengths[self.since]
+        return lengths[self.onto or previous] + moved
 
     def content(self) -> str:
         folders = [folder for folder in (self.adapter, self.tuned, self.untuned) if folder is not None]

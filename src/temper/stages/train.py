@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,6 +21,7 @@ from temper.engine.checkpoint import Checkpoints
 from temper.engine.fit import FitSettings, Fitted, fit
 from temper.engine.progress import showing_progress
 from temper.models.model import Model
+from temper.signals.setup import is_outside
 from temper.stages.base import Context, Outcome, Stage
 
 
@@ -60,6 +61,9 @@ class Train(Stage, FitSettings, name="train"):
     def starts_from(self, previous: str) -> str:
         return self.from_stage or previous
 
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        return super().prompt_length(lengths, previous) + self.tune.prompt_length
+
     def sources(self) -> Sequence[Source]:
         replayed = [source for share in self.shares for source in share.sources]
         measured_on = [method for method in methods_in(self.tune) if isinstance(method, Source)]
@@ -81,7 +85,7 @@ class Train(Stage, FitSettings, name="train"):
         Raises:
             SettingError: its change is something else.
         """
-        folder = context.artifact(stage)
+        folder = None if is_outside(stage) else context.artifact(stage)
         delta = read_delta(folder / "delta") if folder is not None and (folder / "delta").is_dir() else None
         if not isinstance(delta, PromptDelta):
             what = "made no change of its own" if delta is None else f"made a {delta.kind} change"
