@@ -161,9 +161,9 @@ def test_starts_are_what_they_are_called() -> None:
     rows = [(table == vector).all(1).nonzero().item() for vector in starts["vocabulary"]]
     assert len(set(rows)) == 60 and not {0, 1, 2, 3} & set(rows), "ordinary tokens, each once"
     assert starts["uniform"].abs().max() <= 0.5 < starts["normal"].abs().max()
-    with pytest.raises(SettingError, match=r"tune\.soft_prompt\.text: None does not go with start: text"):
+    with pytest.raises(ValueError, match=r"tune\.soft_prompt\.text: None does not go with start: text"):
         SoftPrompt(start="text")
-    with pytest.raises(SettingError, match="does not go with start: vocabulary"):
+    with pytest.raises(ValueError, match="does not go with start: vocabulary"):
         SoftPrompt(text="x")
 
 
