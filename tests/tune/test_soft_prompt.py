@@ -313,7 +313,7 @@ def test_promot_trains_under_a_prompt_and_takes_it_off(tune: str, tmp_path: Path
     # Each is measured as it is: without its prompt, and behind it.
     measured = {name: dict(result.stages[name].suites) for name in ("tuned", "on_task")}
     for name, model in (("tuned", tuned), ("on_task", on_task)):
-        (report,) = measured[name].values()
+        report = next(report for report in measured[name].values() if report["role"] == "gain")
         assert report["value"] == Suite.parse(GAIN).measure(Subject(model), tmp_path).value
     assert measured["tuned"] != measured["on_task"]
 
