@@ -5,7 +5,7 @@ Decisions:
   one at a time, so that no kind ever needs a second copy of a model.
 - Changes are computed in float32 and rounded once, into the parameter's own dtype.
 - A kind is one file in this package: subclassing with `kind=` registers it, and `read_delta` asks the
-  folder (`temper.json`), then every kind, which one wrote it.
+  folder which one wrote it: `temper.json`, or for an adapter from elsewhere PEFT's own type.
 - Provenance lies in a file of its own, so that a folder in another tool's layout stays that.
 """
 
@@ -31,6 +31,8 @@ from temper.core.version import temper_version
 from temper.models.model import Model
 
 PROVENANCE_FILE = "temper.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's layout"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Delta(ABC):
     """A change to a model's parameters."""
 
     kind: ClassVar[str] = ""
+    peft_type: ClassVar[str] = ""
+    """what PEFT calls an adapter of this kind, empty where it has none"""
     provenance: Provenance
 
     def __init_subclass__(cls, *, kind: str = "", **rest: Any) -> None:
@@ -116,11 +120,6 @@ class Delta(ABC):
         Args:
             provenance: None where the folder has no `temper.json`.
         """
-
-    @classmethod
-    def recognises(cls, folder: Path) -> bool:
-        """Say whether a folder without `temper.json` is of this kind, written by another tool."""
-        return False
 
     @classmethod
     def add_same(cls, deltas: Sequence[Self]) -> Delta | None:
@@ -234,9 +233,18 @@ def _read_delta(folder: Path) -> Delta:
                 f"{note}: kind: {written['kind']!r} is no kind of delta; {nearest(written['kind'], kinds)}"
             )
         return kinds[written["kind"]].read(folder, Provenance(**written["provenance"]))
-    for kind in kinds.values():
-        if kind.recognises(folder):
-            return kind.read(folder, None)
+    config = folder / CONFIG_FILE
+    if config.is_file():
+        found = json.loads(config.read_text(encoding="utf-8")).get("peft_type")
+        by_type = {kind.peft_type: kind for kind in kinds.values() if kind.peft_type}
+        if found is None:
+            raise ModelError(f"{config}: peft_type: is missing; save the adapter again with PEFT")
+        if found not in by_type:
+            raise ModelError(
+                f"{config}: peft_type: {found!r} is not supported, {' and '.join(sorted(by_type))} are; "
+                "in PEFT: merge_and_unload, and give the merged model"
+            )
+        return by_type[found].read(folder, None)
     raise ModelError(f"{folder}: holds neither {PROVENANCE_FILE} nor a PEFT adapter; give a stage's delta folder")
 
 

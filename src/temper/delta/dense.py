@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from temper.core.errors import ModelError, nearest
 from temper.delta.base import Delta, Provenance, check_shape
-from temper.delta.tensors import ComputedTensors, open_weights, read_tensors
+from temper.delta.tensors import ComputedTensors, open_weights, read_prompts, read_tensors
 from temper.models.model import Model
 
 SHARD_BYTES = 2**31
@@ -43,8 +43,13 @@ class DenseDelta(Delta, kind="dense"):
         asked for; a model in memory may change later, so that its differences are computed and held at once.
 
         Raises:
-            ModelError: a parameter that only one of them has, or has in another shape.
+            ModelError: a parameter that only one of them has, or has in another shape, or other soft prompts.
         """
+        if not torch.equal(read_prompts(tuned), read_prompts(base)):
+            raise ModelError(
+                "the models read other soft prompts, which no difference of weights can hold; compare models with the "
+                "same prompts, or take the change since the stage that made the prompt"
+            )
         new, old = open_weights(tuned), open_weights(base)
         for name in sorted(set(new) ^ set(old)):
             here, there = ("tuned model", "base") if name in new else ("base", "tuned model")

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from temper.core.errors import ModelError
-from temper.models.fingerprint import read_config, weight_files
+from temper.models.fingerprint import PROMPT, PROMPT_NAME, read_config, weight_files
 from temper.models.load import load_model
 from temper.models.model import Model
+from temper.models.prompt import all_prompts
 
 
 class ComputedTensors(Mapping[str, Tensor]):
@@ -80,6 +81,15 @@ def open_weights(source: Path | Model | nn.Module) -> ComputedTensors:
     if names and all(name in weights for name in names):
         return ComputedTensors(names, weights.__getitem__)
     return module_tensors(load_model(source).module)
+
+
+def read_prompts(source: Path | Model | nn.Module) -> Tensor:
+    """Return the soft prompts of a model one after another, float32 (P, D); (0,) where there is none."""
+    if isinstance(source, Model):
+        return all_prompts(source).detach().cpu() if source.prompts else torch.empty(0)
+    if isinstance(source, Path) and (source / PROMPT).is_file():
+        return read_tensors([source / PROMPT])[PROMPT_NAME]
+    return torch.empty(0)
 
 
 def _parameter_names(folder: Path) -> list[str]:

@@ -239,7 +239,7 @@ def fit(
         model.module.to(device)
     reset_peak_memory(device)
     if model.is_changed:
-        model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
+        model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer, model.prompts)
     data = prepare(model, sources, settings, seed, on_bad_rows, open_source)
     tuning = attach(model, settings, seed, _calibrated(model, data, settings))
     model.is_changed = True
@@ -330,7 +330,7 @@ def prepare(
         SettingError, DataError: rows that cannot be trained on.
     """
     rows = Rows.concatenate(list(sources), "")
-    encoder = Encoder.of(model, settings.max_length, settings.truncate)
+    encoder = _encoder(model, settings)
 
     def encode(row: Row) -> list[tuple[Tokens, ...]]:
         return settings.objective.encode(row, encoder)
@@ -350,7 +350,8 @@ def prepare(
                 f"holds out {len(held_out)} rows of which none can be used",
                 "hold out more, or mend the rows put aside",
             )
-        batches = to_batches(examples, default_micro_tokens(settings))
+        prompt_length = model.prompt_length + settings.tune.prompt_length
+        batches = to_batches(examples, default_micro_tokens(settings), prompt_length)
         validation = Validation(batches, settings.validation.every_steps, settings.validation.patience)
 
     def encoded_of(sources: Sequence[Source]) -> EncodedRows:
@@ -391,13 +392,30 @@ def prepare(
     return data
 
 
+def _encoder(model: Model, settings: FitSettings) -> Encoder:
+    """Return the encoder of a model with the prompt that the tuner will put before every document.
+
+    Raises:
+        SettingError: the prompt leaves no room.
+    """
+    own = settings.tune.prompt_length
+    left = model.num_positions - own
+    if left < 2:
+        taken = model.prompt_length + own
+        reason = f"positions of soft prompts leave no room in the model's {left + taken}"
+        raise SettingError("train.tune", taken, reason, "take a shorter prompt")
+    return Encoder.of(model, min(settings.max_length, left), settings.truncate)
+
+
 def _calibrated(model: Model, data: Data, settings: FitSettings) -> Calibration | None:
     """Return what the tuner declared, filled; None where it declared nothing."""
     calibration = settings.tune.calibration(model)
     if calibration is not None:
         device = next(model.module.parameters()).device
         examples = data.draw(calibration.sources, calibration.num_examples)[: calibration.num_examples]
-        batches = [batch.to(device) for batch in to_batches(examples, default_micro_tokens(settings))]
+        batches = [
+            batch.to(device) for batch in to_batches(examples, default_micro_tokens(settings), model.prompt_length)
+        ]
         with computing_in(dtype_of(settings), device):
             observe(model, batches, [calibration])
     return calibration
@@ -469,7 +487,7 @@ def assemble(
         placement=placement,
         further=further,
     )
-    data.mean_loss = lambda examples: loop.mean_loss(to_batches(examples, loop.micro_tokens))
+    data.mean_loss = lambda examples: loop.mean_loss(to_batches(examples, loop.micro_tokens, model.prompt_length))
     return loop
 
 

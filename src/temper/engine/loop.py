@@ -194,7 +194,7 @@ class Loop:
         factor = self.schedule.value(moment)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        passes = self.placement.divide(step.examples, self.micro_tokens)
+        passes = self.placement.divide(step.examples, self.micro_tokens, self.model.prompt_length)
         batches = [(pack(examples).to(self.device), counts) for examples, counts in passes]
         mine = [batch for batch, counts in batches if counts]
         units = self.world.sum({"units": sum(self.objective.units(batch) for batch in mine)})["units"]
@@ -293,7 +293,7 @@ class Loop:
 
     def batches(self, examples: Sequence[Example]) -> tuple[list[Batch], float]:
         """Return a step's micro-batches on one process, and the units that its loss is divided by."""
-        batches = to_batches(examples, self.micro_tokens)
+        batches = to_batches(examples, self.micro_tokens, self.model.prompt_length)
         return batches, sum(self.objective.units(batch) for batch in batches)
 
     def look_at(self, batches: Sequence[Batch], moment: Moment) -> None:
@@ -440,9 +440,9 @@ class Loop:
             )
 
 
-def to_batches(examples: Sequence[Example], micro_tokens: int) -> list[Batch]:
-    """Pack examples into batches of at most `micro_tokens` tokens."""
-    return [pack(part) for part in split_by_cost(examples, micro_tokens)]
+def to_batches(examples: Sequence[Example], micro_tokens: int, prompt_length: int = 0) -> list[Batch]:
+    """Pack examples into batches of at most `micro_tokens` tokens, a model's soft prompts included."""
+    return [pack(part) for part in split_by_cost(examples, micro_tokens, prompt_length)]
 
 
 def _by_document(loss: Loss, batch: Batch) -> list[tuple[float, Origin]]:

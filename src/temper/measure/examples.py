@@ -92,7 +92,7 @@ class SourceSuite(Suite):
 
     def length_limit(self, model: Model) -> int:
         """Return the longest example in tokens that setting and model allow."""
-        return min(self.max_length, int(model.module.config.get_text_config().max_position_embeddings))
+        return min(self.max_length, model.num_positions)
 
     def refuse(self, row: Row, reason: str) -> None:
         """Stop at a row that cannot be scored, unless bad rows are to be left out."""

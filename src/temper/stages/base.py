@@ -86,6 +86,14 @@ class Stage(Method, axis="stage", packages=("temper.stages",)):
         models = self.models(previous)
         return models[0] if len(models) == 1 else previous
 
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        """Return how many positions the soft prompts of the model that it makes take.
+
+        Args:
+            lengths: those of the models of the stages before it, and of `base`.
+        """
+        return lengths[self.starts_from(previous)]
+
     def sources(self) -> Sequence[Source]:
         """Return the data that this stage reads."""
         return ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -37,6 +37,9 @@ class CompressStage(Stage, name="compress"):
     def models(self, previous: str) -> Sequence[str]:
         # The start comes first: a change that is written is one to it.
         return list(dict.fromkeys([self.since, self.of or previous]))
+
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        return lengths[self.of or previous]
 
     def sources(self) -> Sequence[Source]:
         return self.method.sources()

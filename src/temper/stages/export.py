@@ -19,10 +19,11 @@ from transformers import AutoTokenizer
 from temper.core.errors import ModelError, SettingError
 from temper.core.files import whole_folder, write_json
 from temper.core.hashing import hash_files
-from temper.delta.base import Delta
+from temper.delta.base import WEIGHTS_FILE, Delta
 from temper.delta.dense import add
 from temper.delta.lineage import trace
-from temper.delta.low_rank import WEIGHTS_FILE, LowRankDelta
+from temper.delta.low_rank import LowRankDelta
+from temper.delta.prompt import PromptDelta
 from temper.models.load import save_model
 from temper.models.model import HEAD, Model
 from temper.stages.base import Context, Outcome, Stage, head_of
@@ -33,6 +34,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 MARK = "temper.json"
 """A folder with this file is Temper's own and may be replaced by a later export."""
+
+TAKE_OFF = "train `with` the prompt, which takes it off, and export that stage"
 
 PROBE = "Hello there, it's 2026:\n\tdef f(x): return x  # na\u00efve \u4f60\u597d"
 
@@ -100,6 +103,9 @@ def export(
             "warnings": warnings,
         }
     model = stages.load(stage)
+    if model.prompts:
+        reason = f"cannot hold {stage!r}: other tools would read its weights without its soft prompt"
+        raise SettingError("as", "model", reason, f"export the prompt's own stage with as: adapter, or {TAKE_OFF}")
     fingerprint = model.fingerprint
     if dtype is not None:
         _cast(model, getattr(torch, dtype))
@@ -122,11 +128,11 @@ def _content(folder: Path) -> str:
     return hash_files(files) if files else ""
 
 
-def stack_adapters(stages: Stages, stage: str) -> LowRankDelta:
-    """Return a stage's whole change to the recipe's base as one low-rank delta.
+def stack_adapters(stages: Stages, stage: str) -> LowRankDelta | PromptDelta:
+    """Return a stage's whole change to the recipe's base as one low-rank delta, or as one soft prompt.
 
     Raises:
-        SettingError: a stage on the way whose change is not low-rank.
+        SettingError: a stage on the way whose change is something else, or low-rank changes and prompts together.
     """
     fix = "export it with as: model"
     line = trace(stage, stages.artifact)
@@ -138,12 +144,15 @@ def stack_adapters(stages: Stages, stage: str) -> LowRankDelta:
     deltas: list[Delta] = []
     for name, written in line.deltas:
         delta = written.plain()
-        if not isinstance(delta, LowRankDelta):
+        if not isinstance(delta, LowRankDelta | PromptDelta):
             reason = f"cannot hold {stage!r}: the change of stage {name!r} is {delta.kind}, not low-rank"
             raise SettingError("as", "adapter", reason, fix)
+        if deltas and type(delta) is not type(deltas[0]):
+            reason = f"cannot hold {stage!r}: it is a soft prompt and a low-rank change, and an adapter is one of them"
+            raise SettingError("as", "adapter", reason, TAKE_OFF)
         deltas.append(delta)
     total = add(*deltas)
-    assert isinstance(total, LowRankDelta)
+    assert isinstance(total, LowRankDelta | PromptDelta)
     return total
 
 

@@ -9,7 +9,7 @@ method looks at mixtures before it settles on one.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -49,6 +49,9 @@ class MergeStage(Stage, name="merge"):
 
     def models(self, previous: str) -> Sequence[str]:
         return list(dict.fromkeys([*self.of, self.base]))
+
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        return lengths[self.base]
 
     def sources(self) -> Sequence[Source]:
         return self.method.sources()

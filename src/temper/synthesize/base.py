@@ -49,7 +49,7 @@ class Round:
             DataError: a question that does not fit the model, with `on_bad_rows="stop"`.
         """
         room = max_new_tokens or self._room(questions)
-        limit = int(self.model.module.config.get_text_config().max_position_embeddings)
+        limit = self.model.num_positions
         encoder = Encoder.of(self.model, limit)
         prompts: dict[int, list[int]] = {}
         for number, question in enumerate(questions):

@@ -20,7 +20,8 @@ from temper.signals.calibration import Calibration
 
 
 class Tuning(Live):
-    """A tuner at work on one model. Attaching changes no output: attached but untrained = base."""
+    """A tuner at work on one model. Attaching changes no output, attached but untrained = base, where the tuner
+    `starts_at_base`."""
 
     model: Model
 
@@ -78,6 +79,9 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
 
     default_lr: ClassVar[float] = 1e-5
     """peak learning rate where the recipe names none"""
+    starts_at_base: ClassVar[bool] = True
+    """Attached but untrained the model gives what it gave before, bit for bit but for another order of sums. Where it
+    is false the numbers begin elsewhere; taking the tuner off still gives the base back."""
     works_on_pieces: ClassVar[bool] = False
     """What trains are parameters of `model.module` and nothing else, looked up there each time `parameters` is asked,
     so that they may be divided among processes (DTensor). Where it is false, each process holds everything."""
@@ -86,6 +90,11 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
     def needs(cls) -> tuple[str, ...]:
         calibration = (CALIBRATION,) if cls.declares("calibration") else ()
         return (*super().needs(), *calibration, on_many_processes(cls.works_on_pieces))
+
+    @property
+    def prompt_length(self) -> int:
+        """How many positions it takes before every document."""
+        return 0
 
     def calibration(self, model: Model) -> Calibration | None:
         """Declare what is to be measured on rows before attaching; None where nothing is."""
