@@ -37,6 +37,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from temper.core.errors import ModelError, SettingError
 from temper.models.anatomy import find_anatomy
 from temper.models.attention import NAME as ATTENTION
+from temper.models.biases import check_saveable
 from temper.models.families import FamilyLayout
 from temper.models.fingerprint import fingerprint_folder, fingerprint_module, read_config, weight_files
 from temper.models.model import Model
@@ -145,12 +146,16 @@ def save_model(model: Model, folder: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer into a folder that transformers reads.
 
     What is loaded from it equals what was saved bit for bit; tied weights are written once and stay tied.
+
+    Raises:
+        ModelError: what the model computes cannot be written as one of its family.
     """
     if model.fusion is not None:
         raise ModelError(
             f"{folder}: a combination of {len(model.members)} models has no weights of its own to be saved; "
             "save the models that it is made of"
         )
+    check_saveable(model.module)
     with _no_progress_bar():
         model.module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
