@@ -77,6 +77,8 @@ class Delta(ABC):
     """A change to a model's parameters."""
 
     kind: ClassVar[str] = ""
+    is_attached: ClassVar[bool] = False
+    """It changes no weight: applied it stands beside the model, and `names`, `update` and what rests on them refuse."""
     provenance: Provenance
 
     def __init_subclass__(cls, *, kind: str = "", **rest: Any) -> None:
