@@ -49,7 +49,9 @@ def examples(lengths: tuple[int, ...] = AWKWARD_LENGTHS, seed: int = 0) -> list[
 
 def rows_of(examples: list[Example]) -> tuple[Rows, Any]:
     """Rows whose encoding is the given examples."""
-    rows = Rows.from_rows([Row("text", {"text": str(index)}, {}, e.origin) for index, e in enumerate(examples)], "made")
+    rows = Rows.from_rows(
+        [Row("text", {"text": str(index)}, dict(e.columns), e.origin) for index, e in enumerate(examples)], "made"
+    )
     return rows, lambda row: [examples[int(row.content["text"])].sequences]
 
 

@@ -4,6 +4,7 @@ Decisions:
 - A delta speaks of parameters by name and gives the change of each as a dense tensor of its stored shape,
   one at a time, so that no kind ever needs a second copy of a model.
 - Changes are computed in float32 and rounded once, into the parameter's own dtype.
+- A linear module that lacks a bias has one of 0: a change to it gives the model this bias.
 - A kind is one file in this package: subclassing with `kind=` registers it, and `read_delta` asks the
   folder which one wrote it: `temper.json`, or for an adapter from elsewhere PEFT's own type.
 - Provenance lies in a file of its own, so that a folder in another tool's layout stays that.
@@ -28,6 +29,7 @@ from temper.core.errors import ModelError, TemperError, nearest
 from temper.core.files import write_json
 from temper.core.methods import load_entry_points
 from temper.core.version import temper_version
+from temper.models.biases import Given, give_biases, lacking_linear, take_biases
 from temper.models.model import Model
 
 PROVENANCE_FILE = "temper.json"
@@ -55,8 +57,8 @@ class Provenance:
 class Undo:
     """Gives back what applying a delta overwrote. Where several were applied, undo the last one first."""
 
-    def __init__(self, kept: dict[nn.Parameter, Tensor] | None) -> None:
-        self._kept = kept
+    def __init__(self, kept: dict[nn.Parameter, Tensor] | None, module: nn.Module, given: Given) -> None:
+        self._kept, self._module, self._given = kept, module, given
 
     def undo(self) -> None:
         """Put the original values back, bit for bit.
@@ -69,7 +71,8 @@ class Undo:
         with torch.no_grad():
             for parameter, value in self._kept.items():
                 parameter.copy_(value)
-        self._kept = {}
+        take_biases(self._module, self._given)
+        self._kept, self._given = {}, Given()
 
 
 class Delta(ABC):
@@ -78,6 +81,8 @@ class Delta(ABC):
     kind: ClassVar[str] = ""
     peft_type: ClassVar[str] = ""
     """what PEFT calls an adapter of this kind, empty where it has none"""
+    is_attached: ClassVar[bool] = False
+    """It changes no weight: applied it stands beside the model, and `names`, `update` and what rests on them refuse."""
     provenance: Provenance
 
     def __init_subclass__(cls, *, kind: str = "", **rest: Any) -> None:
@@ -139,6 +144,10 @@ class Delta(ABC):
         parameters = dict(module.named_parameters(remove_duplicate=False))
         seen: dict[nn.Parameter, str] = {}
         for name in self.names():
+            linear = None if name in parameters else lacking_linear(module, name)
+            if linear is not None:
+                check_shape(name, self.update_shape(name), (linear.out_features,))
+                continue
             parameter = find_parameter(parameters, name)
             check_shape(name, self.update_shape(name), parameter.shape)
             if parameter in seen:
@@ -165,6 +174,7 @@ class Delta(ABC):
         """
         module: nn.Module = model.module if isinstance(model, Model) else model
         delta = self.fit(module)
+        given = give_biases(module, delta.names())
         parameters = dict(module.named_parameters(remove_duplicate=False))
         kept: dict[nn.Parameter, Tensor] = {}
         if isinstance(model, Model):
@@ -172,10 +182,10 @@ class Delta(ABC):
         with torch.no_grad():
             for name in delta.names():
                 parameter = parameters[name]
-                if keep:
+                if keep and name not in given.names:
                     kept[parameter] = parameter.detach().clone()
                 parameter.copy_(parameter.float() + delta.update(name, parameter))
-        return Undo(kept if keep else None)
+        return Undo(kept if keep else None, module, given)
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, provenance last."""

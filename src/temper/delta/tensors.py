@@ -63,6 +63,14 @@ def module_tensors(module: nn.Module) -> ComputedTensors:
     return ComputedTensors(parameters, lambda name: parameters[name].detach())
 
 
+def with_zeros(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Mapping[str, Tensor]:
+    """Return tensors and, by name and shape, further ones of 0."""
+    if not shapes:
+        return tensors
+    names = [*tensors, *(name for name in shapes if name not in tensors)]
+    return ComputedTensors(names, lambda name: tensors[name] if name in tensors else torch.zeros(shapes[name]))
+
+
 def open_weights(source: Path | Model | nn.Module) -> ComputedTensors:
     """Return the weights of a model by parameter name.
 

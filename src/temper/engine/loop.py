@@ -173,6 +173,8 @@ class Loop:
         names = [type(one).__name__ for one in self.retentions if type(one).before_batches != Retention.before_batches]
         if type(self.target).before_batches != Target.before_batches:
             names.append(type(self.target).__name__)
+        if type(self.tuning).before_batches != Tuning.before_batches:
+            names.append(type(self.tuning).__name__)
         if names:
             raise TrainingError(
                 f"{', '.join(names)}: looks at all examples of a step together, of which each of {self.world.size} "
@@ -299,6 +301,7 @@ class Loop:
     def look_at(self, batches: Sequence[Batch], moment: Moment) -> None:
         """Show a step's micro-batches to the methods before the first of them is computed."""
         with computing_in(self.dtype, self.device):
+            self.tuning.before_batches(batches, moment)
             self.target.before_batches(batches, moment)
             for retention in self.retentions:
                 retention.before_batches(batches, moment)
@@ -308,11 +311,14 @@ class Loop:
     ) -> tuple[Loss, Tensor | None]:
         """Run a micro-batch forward, and backward where gradients are on; return its loss and the methods' own terms,
         detached."""
+        self.tuning.before_pass(batch)
         with computing_in(self.dtype, self.device):
             loss = self.placement.forward(partial(self.target.loss, batch, moment))
+        own = self.tuning.after_pass(batch)
+        total = loss.total * counts / units
         if torch.is_grad_enabled():
-            self.placement.backward(loss.total * counts / units, is_last)
-        terms = []
+            self.placement.backward(total if own is None else total + own * counts, is_last)
+        terms = [] if own is None else [own.detach()]
         for retention in self.retentions:
             with computing_in(self.dtype, self.device):
                 term = retention.batch_penalty(batch, moment)

@@ -38,6 +38,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from temper.core.errors import ModelError, SettingError
 from temper.models.anatomy import find_anatomy
 from temper.models.attention import NAME as ATTENTION
+from temper.models.biases import check_saveable
 from temper.models.families import FamilyLayout
 from temper.models.fingerprint import (
     PROMPT,
@@ -157,12 +158,16 @@ def save_model(model: Model, folder: Path) -> None:
 
     What is loaded from it equals what was saved bit for bit; tied weights are written once and stay tied. Soft prompts
     lie in a file of their own, which `load_model` reads and transformers does not.
+
+    Raises:
+        ModelError: what the model computes cannot be written as one of its family.
     """
     if model.fusion is not None:
         raise ModelError(
             f"{folder}: a combination of {len(model.members)} models has no weights of its own to be saved; "
             "save the models that it is made of"
         )
+    check_saveable(model.module)
     with _no_progress_bar():
         model.module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)

@@ -42,12 +42,13 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
         Args:
             old: over what trained so far.
             new: fresh, over what trains from now on.
-            origins: for some parameters, the place in its former self that each number comes from; -1: it is new.
+            origins: for some parameters, the place in its former self that each number comes from; -1: it is new. A
+                parameter of new numbers only is itself new, and has no state.
         """
         held = {parameter for group in new.param_groups for parameter in group["params"]}
         for parameter, state in old.state.items():
-            if parameter in held:
-                origin = origins.get(parameter)
+            origin = origins.get(parameter)
+            if parameter in held and (origin is None or bool((origin >= 0).any())):
                 new.state[parameter] = {
                     name: value if origin is None else rearranged(value, origin) for name, value in state.items()
                 }

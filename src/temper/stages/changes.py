@@ -15,7 +15,8 @@ from temper.delta.base import Delta, check_shape
 from temper.delta.dense import DenseDelta, add
 from temper.delta.lineage import Lineage, trace
 from temper.delta.prompt import PromptDelta
-from temper.delta.tensors import module_tensors, open_weights, read_prompts
+from temper.delta.tensors import module_tensors, open_weights, read_prompts, with_zeros
+from temper.models.biases import give_biases
 from temper.models.model import Model
 
 
@@ -99,7 +100,7 @@ class Changes:
         stages: where the models lie.
         of: the stages that made them.
         base: the stage (or `base`) that the changes are relative to.
-        module: its model.
+        module: its model; it is given the biases that it lacks and the others have.
 
     Raises:
         ModelError: a model that does not fit the base.
@@ -133,7 +134,7 @@ def _read(stages: Stages, of: Sequence[str], base: str, module: nn.Module) -> li
     prompts = _prompts(start)
     lines = [trace(stage, stages.artifact) for stage in of]
     recipe_base: Mapping[str, Tensor] | None = None
-    changes = []
+    found: list[tuple[Mapping[str, Tensor] | None, list[Delta]]] = []
     for stage, line in zip(of, lines, strict=True):
         if not torch.equal(_prompts(line), prompts):
             raise ModelError(
@@ -149,8 +150,13 @@ def _read(stages: Stages, of: Sequence[str], base: str, module: nn.Module) -> li
             else:
                 recipe_base = recipe_base or module_tensors(stages.load(line.whole).module)
                 root = recipe_base
+        found.append((root, deltas))
+    named = [name for root, deltas in found for name in (*(root or ()), *(n for it in deltas for n in it.names()))]
+    zeros = {name: module.get_parameter(name).shape for name in give_biases(module, named).names}
+    changes = []
+    for stage, (root, deltas) in zip(of, found, strict=True):
         try:
-            changes.append(Change.of(module, root, deltas))
+            changes.append(Change.of(module, None if root is None else with_zeros(root, zeros), deltas))
         except ModelError as error:
             raise ModelError(f"stage {stage!r}: {error}") from error
     return changes

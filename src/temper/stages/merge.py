@@ -24,6 +24,7 @@ from temper.data.source import Source
 from temper.engine.precision import best_device, hold_in
 from temper.measure.base import Subject
 from temper.merge.base import Combine, Merge
+from temper.models.biases import give_biases
 from temper.models.load import save_model
 from temper.models.model import Model
 from temper.stages.base import Context, Outcome, Stage, refuse_heads
@@ -101,6 +102,7 @@ class StageBench:
     @cached_property
     def model(self) -> Model:
         model = self.context.load(self.stage)
+        give_biases(model.module, self.names)
         hold_in(model, torch.float32)
         model.module.to(best_device())
         model.fingerprint, model.is_changed = "", True

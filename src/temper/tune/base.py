@@ -6,7 +6,7 @@ whatever `parameters()` yields and never asks which tuner it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from temper.core.errors import SettingError
 from temper.core.methods import CALIBRATION, Live, Method, on_many_processes
+from temper.core.schedule import Moment
+from temper.data.pack import Batch
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
 
@@ -56,6 +58,16 @@ class Tuning(Live):
         for parameter in self.model.module.parameters():
             if parameter.is_floating_point() and not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
+
+    def before_batches(self, batches: Sequence[Batch], moment: Moment) -> None:
+        """Look at all micro-batches of a step, with their rows' columns, before the first of them is computed."""
+
+    def before_pass(self, batch: Batch) -> None:
+        """Called before a micro-batch is run for its loss."""
+
+    def after_pass(self, batch: Batch) -> Tensor | None:
+        """Called after it, before the backward pass: return what it adds to the step's objective, a scalar, or None."""
+        return None
 
     def penalty(self) -> Tensor | None:
         """Return a scalar added to every step's objective, or None."""
