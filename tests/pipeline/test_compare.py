@@ -91,8 +91,8 @@ def test_settings_are_all_combinations_each_an_ordinary_recipe() -> None:
 
 
 def test_a_kind_of_stage_stands_for_every_stage_of_it() -> None:
-    two = copy.deepcopy(RECIPE["stages"]) + [{**copy.deepcopy(RECIPE["stages"][0]), "name": "again"}]
-    (setting,) = find_settings(document(stages=two), {"train.tune": ["hft"]})
+    (adapt,) = copy.deepcopy(RECIPE["stages"])
+    (setting,) = find_settings(document(stages=[adapt, {**adapt, "name": "again"}]), {"train.tune": ["hft"]})
     assert setting.overrides == ('stages[0].train.tune="hft"', 'stages[1].train.tune="hft"')
 
 
@@ -167,9 +167,8 @@ def test_rates_are_spaced_evenly_around_a_settings_own() -> None:
 
 
 def test_a_recipe_may_say_what_is_compared_and_runs_as_it_stands(root: Path) -> None:
-    text = (
-        "base: lab:tiny\nstages: [{name: a, train: {data: [lab/copy]}}]\ncompare: {vary: {train.tune: lora}, seds: 3}"
-    )
+    stage = "{name: a, train: {data: [lab/copy]}}"
+    text = f"base: lab:tiny\nstages: [{stage}]\ncompare: {{vary: {{train.tune: lora}}, seds: 3}}"
     with pytest.raises(SettingError, match=r"mine:3: compare.seds: unknown key; did you mean 'seeds'\?"):
         Recipe.parse(parse_document(text, "mine"))
     recipe = Recipe.load(root / "recipes" / "compare-tuners.yaml")
@@ -281,7 +280,7 @@ def test_what_cannot_be_compared_at_all_is_said_before_anything_runs(tmp_path: P
     refused("there is nothing to compare; give --vary", {})
     refused("measure.half", {"measure": {**RECIPE["measure"], "half": "first"}}, vary=vary)
     refused("measure.gain", {"measure": {"keep": ["lab/copy"]}}, vary=vary)
-    export = {"name": "out", "export": {"to": str(tmp_path / "out"), "stage": "base"}}
+    export = {"name": "out", "export": {"to": str(tmp_path / "out"), "from": "base"}}
     refused("recipe has none", {"stages": [export]}, vary={"export.as": ["model"]}, budget="steps=3")
     assert not list((tmp_path / "runs").glob("*/*/run.json"))
     assert Compare.model_validate({"vary": vary}).seeds == 3
