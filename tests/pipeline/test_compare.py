@@ -99,12 +99,12 @@ def test_a_kind_of_stage_stands_for_every_stage_of_it() -> None:
 def test_all_is_every_method_with_its_example_and_what_is_equal_is_one_setting() -> None:
     found = find_settings(document(), {"train.tune": ["all", {"lora": {"init": "all"}}, "lora"]})
     labels = [setting.label for setting in found]
-    names = [
-        next(iter(value)) if isinstance(value, dict) else value for value in (s.values["train.tune"] for s in found)
-    ]
+    values = [setting.values["train.tune"] for setting in found]
+    names = [next(iter(value)) if isinstance(value, dict) else value for value in values]
     assert set(names) == set(Tune.methods())
     inits = set(LowRankInit.methods()) - {"kaiming"}  # which is the default, and so `lora`
-    assert {f"lora (init {name})" for name in inits} == {label for label in labels if label.startswith("lora (")}
+    started = [value["lora"]["init"] for value in values if isinstance(value, dict) and "init" in value.get("lora", {})]
+    assert {init if isinstance(init, str) else next(iter(init)) for init in started} == inits
     assert len(labels) == len(set(labels)) == len(Tune.methods()) + len(inits)
     for setting in found:
         value = setting.values["train.tune"]
@@ -221,7 +221,7 @@ def test_a_comparison_and_a_killed_one(tmp_path: Path, monkeypatch: pytest.Monke
         assert reported.measure.half == "second"
     # One budget: with one seed all see the same tokens.
     assert [run["tokens"] for run in lora["runs"]] == [run["tokens"] for run in full["runs"]]
-    assert all(150 <= run["tokens"] < 170 for run in lora["runs"])
+    assert all(150 <= run["tokens"] < 200 for run in lora["runs"])
     assert lora["runs"][0]["trained"] < full["runs"][0]["trained"]
     for name in ("compare.html", "compare.md", "gain-loss.svg"):
         assert (folder / name).is_file()

@@ -5,8 +5,8 @@ Decisions:
 - `all` is read from the schema: the field that the key names takes methods of an axis, and these are they, each with
   its defaults, or with its `example` where the defaults do not do on the lab's data. Nothing is listed by hand.
 - Two combinations that come to the same recipe are one setting.
-- A value that was written and fits in no combination is a mistake, and an error before anything runs. A combination
-  that does not fit, of values that do fit elsewhere or stand for `all`, is told in the results with its reason.
+- A value that was written and fits in no combination, nor alone, is a mistake, and an error before anything runs. A
+  combination that does not fit, of values that do or that stand for `all`, is told in the results with its reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from temper.core.errors import SettingError, TemperError, nearest
+from temper.core.errors import SettingError, nearest
 from temper.core.hashing import hash_json
 from temper.core.methods import AXES, axes_in
 from temper.pipeline.document import Document, read_value
@@ -74,10 +74,12 @@ def split_values(text: str) -> list[str]:
     Raises:
         SettingError: brackets or quotes that are not closed.
     """
-    parts, closing, quote = [""], list[str](), ""
+    parts, closing, quote, is_escaped = [""], list[str](), "", False
     for letter in text:
         if quote:
-            quote = "" if letter == quote else quote
+            is_closed = letter == quote and not is_escaped
+            is_escaped = letter == "\\" and quote == '"' and not is_escaped
+            quote = "" if is_closed else quote
         elif letter in "\"'":
             quote = letter
         elif letter in _PAIRS:
@@ -106,7 +108,6 @@ def find_settings(document: Document, vary: Mapping[str, Sequence[Any]]) -> list
     """
     axes = [_Varied.of(document, key, values) for key, values in vary.items()]
     settings: list[Setting] = []
-    errors: dict[tuple[str, ...], TemperError] = {}
     seen: set[str] = set()
     for chosen in itertools.product(*(axis.values for axis in axes)):
         values = {axis.key: value for axis, value in zip(axes, chosen, strict=True)}
@@ -117,7 +118,7 @@ def find_settings(document: Document, vary: Mapping[str, Sequence[Any]]) -> list
         try:
             recipe = Recipe.parse(copy.deepcopy(document), overrides)
         except SettingError as error:
-            errors[overrides], problem = error, " ".join(str(error).split()).removeprefix("command line: ")
+            problem = " ".join(str(error).split()).removeprefix("command line: ")
             resolved = hash_json(list(overrides))
         else:
             resolved = hash_json(recipe.model_dump(mode="json"))
@@ -125,7 +126,7 @@ def find_settings(document: Document, vary: Mapping[str, Sequence[Any]]) -> list
             seen.add(resolved)
             label = " + ".join(_label(key, value) for key, value in values.items())
             settings.append(Setting(label, "", values, overrides, problem))
-    _check_values(axes, settings, errors)
+    _check_values(document, axes, settings)
     return _named(settings)
 
 
@@ -212,15 +213,13 @@ def _every(value: Any, annotation: Any, key: str) -> Iterator[Any]:
     yield value
 
 
-def _check_values(
-    axes: Sequence[_Varied], settings: Sequence[Setting], errors: Mapping[tuple[str, ...], TemperError]
-) -> None:
-    """Raise the error of a value that was written and fits nowhere."""
+def _check_values(document: Document, axes: Sequence[_Varied], settings: Sequence[Setting]) -> None:
+    """Raise the error of a value that was written and fits in no combination, nor alone."""
     for axis in axes:
         for value in axis.written:
             having = [setting for setting in settings if setting.values[axis.key] == value]
             if having and all(setting.problem for setting in having):
-                raise errors[having[0].overrides]
+                Recipe.parse(copy.deepcopy(document), [f"{path}={json.dumps(value)}" for path in axis.paths])
 
 
 def _label(key: str, value: Any) -> str:

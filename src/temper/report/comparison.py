@@ -109,8 +109,8 @@ class View:
     def headline(self) -> str:
         """What was compared, in a sentence."""
         plan = self.record["compare"]
-        budget = (plan["budget"] or {}) | {}
-        length = next((f"{value:,.9g} {name}" for name, value in budget.items() if value), "the recipe's own length")
+        lengths = (plan["budget"] or {}).items()
+        length = next((f"{value:,.9g} {name}" for name, value in lengths if value), "the recipe's own length")
         search = plan["lr_search"]["num"]
         rates = f", after a search of {search} learning rates for each" if search > 1 else ""
         return (
