@@ -290,7 +290,7 @@ def _write(path: Path, text: str) -> None:
 def standalone(svg: Markup) -> str:
     """Return a picture as a file of its own, light or dark as its reader prefers."""
     style = STYLE + (Path(__file__).parent / "comparison.css").read_text(encoding="utf-8") + "</style>"
-    opened = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    opened = str(svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     end = opened.index(">") + 1
     return f"{opened[:end]}{style}{opened[end:]}\n"
 
