@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
@@ -240,6 +240,17 @@ def _methods_in_value(value: object) -> list[Method]:
     if isinstance(value, list | tuple):
         return [method for item in value for method in _methods_in_value(item)]
     return []
+
+
+def axes_in(annotation: Any, is_list: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yield the axes whose methods a field takes, by its annotation, and whether it takes a list of them."""
+    if isinstance(annotation, type) and issubclass(annotation, Method) and annotation.axis:
+        if not annotation.method_name:
+            yield annotation.axis, is_list
+        return
+    inside = is_list or get_origin(annotation) in (tuple, list)
+    for argument in get_args(annotation):
+        yield from axes_in(argument, inside)
 
 
 def _types_in(annotation: object) -> set[type]:

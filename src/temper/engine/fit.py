@@ -5,8 +5,10 @@ The recipe's `train` stage and a Python script both end here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -77,9 +79,14 @@ class FitSettings(Settings):
         description="how the learning rate changes: constant, linear, cosine, wsd",
     )
     epochs: PositiveFloat | None = Field(
-        None, description="passes over the data; 1 where neither it nor steps is given"
+        None, description="passes over the data; 1 where neither it, steps nor tokens is given"
     )
     steps: PositiveInt | None = Field(None, description="optimizer steps, instead of epochs")
+    tokens: PositiveInt | None = Field(
+        None,
+        description="tokens to train on, replayed ones included, instead of epochs; the example that reaches them is "
+        "the last",
+    )
     batch_size: PositiveInt | None = Field(
         None, description="examples per optimizer step; 32 where neither it nor batch_tokens is given"
     )
@@ -122,7 +129,8 @@ class FitSettings(Settings):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> FitSettings:
-        for one, other in (("epochs", "steps"), ("batch_size", "batch_tokens")):
+        lengths = itertools.combinations(("epochs", "steps", "tokens"), 2)
+        for one, other in (*lengths, ("batch_size", "batch_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise SettingError(
                     other,
@@ -156,6 +164,8 @@ class FitSettings(Settings):
         """How long to train."""
         if self.steps is not None:
             return Budget(steps=self.steps)
+        if self.tokens is not None:
+            return Budget(tokens=self.tokens)
         return Budget(epochs=1.0 if self.epochs is None else self.epochs)
 
 
@@ -238,10 +248,13 @@ def fit(
     if not divides:
         model.module.to(device)
     reset_peak_memory(device)
+    held_before = peak_memory_bytes(device)
     if model.is_changed:
         model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer, model.prompts)
     data = prepare(model, sources, settings, seed, on_bad_rows, open_source)
+    attaching = time.monotonic()
     tuning = attach(model, settings, seed, _calibrated(model, data, settings))
+    attach_seconds = time.monotonic() - attaching
     model.is_changed = True
     placement = Sharded(world, model, dtype_of(settings)) if divides else Replicated(world)
     trackings = [tracker.open(stage, folder) for tracker in settings.track if world.is_main]
@@ -280,7 +293,8 @@ def fit(
         **({} if data.mixture is None else {"mixture": data.mixture.report()}),
     }
     cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
-    cost["peak_memory_bytes"] = peak_memory_bytes(device)
+    cost |= {"attach_seconds": attach_seconds, "peak_memory_bytes": peak_memory_bytes(device)}
+    cost["start_memory_bytes"] = held_before
     return Fitted(tuning, loop.target, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
 
 

@@ -25,14 +25,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
 from temper.core.errors import MissingExtra, SettingError, nearest
 from temper.core.files import write_json
-from temper.core.methods import AXES, Method, methods_in
+from temper.core.methods import AXES, Method, axes_in, methods_in
 from temper.data.source import Source
 from temper.lab.architecture import Architecture
 from temper.lab.source import Lab
@@ -97,18 +97,8 @@ def _rank(axis: str, place: Place) -> tuple[bool, bool, int, str]:
 def _axes_of(owner: type[BaseModel]) -> Iterator[tuple[str, str, bool]]:
     """Yield the axes that a class' fields take: axis, field as it is written, and whether it takes a list."""
     for name, field in owner.model_fields.items():
-        for axis, is_list in _axes_in(field.annotation, False):
+        for axis, is_list in axes_in(field.annotation):
             yield axis, field.alias or name, is_list
-
-
-def _axes_in(annotation: Any, is_list: bool) -> Iterator[tuple[str, bool]]:
-    if isinstance(annotation, type) and issubclass(annotation, Method) and annotation.axis:
-        if not annotation.method_name:
-            yield annotation.axis, is_list
-        return
-    inside = is_list or get_origin(annotation) in (tuple, list)
-    for argument in get_args(annotation):
-        yield from _axes_in(argument, inside)
 
 
 class Probe:

@@ -345,8 +345,8 @@ def describe_stage(stage: StageRecord) -> list[str]:
         facts = [fmt.method(settings[axis], 0) for axis in ("objective", "optimizer") if settings.get(axis)]
         lr = to_float(settings.get("lr")) or stage.detail("lr")
         facts += [f"lr {lr:.3g}"] if lr else []
-        lengths = [(to_float(settings.get(name)), name) for name in ("steps", "epochs")]
-        facts += [f"{length:g} {name if length != 1 else name[:-1]}" for length, name in lengths if length]
+        lengths = [(to_float(settings.get(name)), name) for name in ("steps", "epochs", "tokens")]
+        facts += [f"{length:,.9g} {name if length != 1 else name[:-1]}" for length, name in lengths if length]
         lines.append(", ".join(facts))
         retain = settings.get("retain") or []
         lines += [f"retain {fmt.method(item)}" for item in (retain if isinstance(retain, list) else [retain])]

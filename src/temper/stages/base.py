@@ -54,7 +54,8 @@ class Outcome:
     """What a stage reports, for `stage.json`."""
 
     cost: dict[str, float] = field(default_factory=dict)
-    """`steps`, `tokens`, `supervised_tokens`, `flops`, `seconds`, `peak_memory_bytes`"""
+    """`steps`, `tokens`, `supervised_tokens`, `flops`, `seconds` and `peak_memory_bytes`; of a training stage also
+    `attach_seconds`, before the first step, and `start_memory_bytes`, with the model loaded"""
     details: dict[str, Any] = field(default_factory=dict)
     """anything else worth keeping: `trainable_parameters`, `parameters`, `rows`, `bad_rows`, `truncated`, ..."""
     warnings: list[str] = field(default_factory=list)

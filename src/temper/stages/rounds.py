@@ -11,6 +11,7 @@ Decisions:
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +92,9 @@ class Rounds(Stage, name="rounds"):
         outcome.details["rounds"] = rounds
         for earlier in sorted(context.folder.glob(f"round-*/trained/{REPORT}")):
             cost: dict[str, float] = json.loads(earlier.read_text(encoding="utf-8"))
-            peak = max(outcome.cost["peak_memory_bytes"], cost.pop("peak_memory_bytes"))
-            summed = {name: outcome.cost[name] + value for name, value in cost.items()}
-            outcome.cost.update(summed, peak_memory_bytes=peak)
+            for name, value in cost.items():
+                joined = max if name.endswith("memory_bytes") else operator.add
+                outcome.cost[name] = joined(outcome.cost[name], value)
         return outcome
 
 
