@@ -84,6 +84,18 @@ def pairs(bench: Bench, num: int, split: str = "train", flipped: float = 0.0) ->
     return found
 
 
+def equals(bench: Bench, num: int) -> list[Pair]:
+    """Return held-out pairs of answers with equally many errors, the first in the alphabet in place of the chosen."""
+    generator = random.Random(f"equals {bench.seed}")
+    found = []
+    for prompt, right in questions(bench, num, "test"):
+        one, other = spoilt(right, generator), spoilt(right, generator)
+        while one == other or errors(one, right) != errors(other, right):
+            one, other = spoilt(right, generator), spoilt(right, generator)
+        found.append(Pair(prompt, right, *sorted((one, other))))
+    return found
+
+
 def preference_rows(bench: Bench, ranked: Iterable[Pair]) -> Rows:
     """Return pairs as rows."""
     return bench.made("preference", [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in ranked])
