@@ -38,7 +38,7 @@ def dealt(bench: Bench, labelled: list[tuple[str, str]]) -> list[tuple[str, str]
     return [(text, label) for (text, _), label in zip(labelled, labels, strict=True)]
 
 
-def by_head(bench: Bench, labelled: list[tuple[str, str]], lr: float = 2e-3, **settings: Any) -> float:
+def by_head(bench: Bench, labelled: list[tuple[str, str]], lr: float = 1e-3, **settings: Any) -> float:
     """Return the accuracy of a head on new texts, in per cent."""
     model, method = bench.base(), Classification.model_validate({"labels": LABELS, **settings})
     rows = bench.made("class", [{"text": text, "class": label} for text, label in labelled])
@@ -97,8 +97,8 @@ STUDY = Study(
         ),
         Contrast("labels dealt to other texts teach nothing", "head, labels dealt", "chance", "none"),
     ),
-    finding="A head learns the labels, and all but surely so with open attention and the mean of the hidden states. "
-    "That it is better than writing the label is 20 points in the mean, and not shown: by its last token the head is "
-    "right for 58 to 100 %, as the seed has it. All at lr 2e-3; tried afterwards on the first seed, 1e-3 brought the "
-    "head from 62 to 89 % and writing from 56 to 52 %, so that the rate was not the head's best.",
+    finding="A head is right for 95 % of new texts after 60 steps, a written label for 50 %. Open attention does not "
+    "show a gain over causal: with lr 1e-3 the mean of causal hidden states is already right for 94 %, so that little "
+    "is left (at 2e-3, in a run before this one, it was 68 % against 95 %). Rates are the best of 1e-3, 2e-3 and 4e-3 "
+    "for the head by its last token (1e-3) and for writing (2e-3), on the first seed; all heads take the former.",
 )
