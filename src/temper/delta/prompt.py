@@ -39,6 +39,7 @@ class PromptDelta(Delta, kind="prompt"):
     """Vectors (P, D) that stand behind the prompts that are there, before the tokens."""
 
     peft_type: ClassVar[str] = "PROMPT_TUNING"
+    is_attached: ClassVar[bool] = True
 
     def __init__(self, vectors_PD: Tensor, provenance: Provenance | None = None) -> None:
         self.vectors_PD = vectors_PD.float()
