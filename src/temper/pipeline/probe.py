@@ -7,7 +7,7 @@ Decisions:
 - A pair is one small recipe: the stages that take the two, and the stage that trains (the kind with the most choices),
   which makes two steps. It goes through the recipe's own validation and the stages' own `run`.
 - The rows' format is one that all methods of the recipe take, where there is one.
-- `works`, `refused` (a setting or a model is refused with its reason, which is an answer), `defect` (any other error: something
+- `works`, `refused` (a setting or a model is refused with its reason, an answer), `defect` (any other error: something
   broke where it should have worked or refused), `untried` (a package that is not installed, a setting that has
   neither a default nor an example).
 """
