@@ -87,7 +87,7 @@ STUDY = Study(
         Contrast("as many signs at random places", "change, signs at random places", "base", "none"),
     ),
     finding="A whole change keeps 92 of 99 points in a thirteenth of the bytes, so that whether it is within 5 is open."
-    " An adapter of rank 8 keeps half of what it knew, at half of its entries, and next to nothing at a fifth: likely because "
-    "its factor A begins random and large, its factor B at zero, and one scale with one order over both takes what "
-    "A was drawn with for what was learnt.",
+    " An adapter of rank 8 keeps half of what it knew, at half of its entries, and next to nothing at a fifth: likely "
+    "because its factor A begins random and large, its factor B at zero, and one scale with one order over both takes "
+    "what A was drawn with for what was learnt.",
 )
