@@ -54,10 +54,9 @@ STUDY = Study(
             "none",
         ),
     ),
-    finding="Summing and DARE do as the papers say. TIES does worse than the sum, and its election is what costs: the "
-    "three changes were made in 30 steps from one base, few of their entries are redundant, and a mean over "
-    "agreeing signs throws away what a skill needs. Masking a hundredth of outliers and a tenth in all changes "
-    "nothing. All merged models are far from the single ones here (exact match below 10 per cent), as the "
-    "skills share one prompt format and the same few weights.",
+    finding="Summing and DARE do as the papers say. TIES does worse than the sum, and its election is what costs: "
+    "likely because the three changes were made in 30 steps from one base, so that few of their entries are "
+    "redundant. Masking a hundredth of outliers and a tenth in all changes nothing. All merged models are far "
+    "from the single ones here (exact match below 10 per cent in development).",
     also=("merge/dare", "merge/breadcrumbs"),
 )
