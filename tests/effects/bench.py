@@ -53,12 +53,18 @@ class Bench:
         return Rows.from_rows(rows, f"study {format} {len(rows)} {self.seed}")
 
     def fit(
-        self, model: Model, rows: Rows | Sequence[Rows], models: Mapping[str, Model] | None = None, **settings: Any
+        self,
+        model: Model,
+        rows: Rows | Sequence[Rows],
+        models: Mapping[str, Model] | None = None,
+        folder: Path | None = None,
+        **settings: Any,
     ) -> Fitted:
         """Train a model in place, with the settings of a `train` stage. The tuning stays attached.
 
         Args:
             models: what the settings' names of other models stand for, besides those of lab bases.
+            folder: holds what the training leaves (snapshots); a temporary one by default.
         """
         values = {"steps": 60, "batch_size": 32, "precision": "fp32", "spike": None, **settings}
         others = models or {}
@@ -66,6 +72,7 @@ class Bench:
             model,
             rows,
             FitSettings(**values),
+            folder=folder,
             seed=self.seed,
             load=lambda name: others[name] if name in others else self.base(name),
         )
@@ -85,12 +92,17 @@ class Bench:
 
     def accuracy(self, model: Model, skills: str | Sequence[str], num: int = 100) -> float:
         """Return the share of `num` held-out questions of each skill that a model answers exactly, in per cent."""
-        rows = list(self._questions(skills, num, "test"))
+        return self.exact_match(model, list(self._questions(skills, num, "test")))
+
+    def exact_match(self, model: Model, rows: Sequence[Row], ignored: str = "") -> float:
+        """Return the share of rows that a model answers exactly, but for the characters `ignored`, in per cent."""
         encoder = Encoder(model.tokenizer, model.module.config.max_position_embeddings)
         answers = [str(row.content["completion"]) for row in rows]
         written = generate(model, [encoder.prompt(row) for row in rows], max(map(len, answers)) + 4)
-        texts = [model.tokenizer.decode(tokens) for tokens in written]
-        return 100 * sum(text == answer for text, answer in zip(texts, answers, strict=True)) / len(rows)
+        drop = str.maketrans("", "", ignored)
+        texts = [model.tokenizer.decode(tokens).translate(drop) for tokens in written]
+        right = [text == answer.translate(drop) for text, answer in zip(texts, answers, strict=True)]
+        return 100 * sum(right) / len(rows)
 
     def loss(self, model: Model, skills: str | Sequence[str], num: int = 200) -> float:
         """Return the mean loss on the answers to `num` held-out questions of each skill, in nats per token."""
