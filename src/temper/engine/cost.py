@@ -68,6 +68,11 @@ class FlopCounter:
         self.attention_again = sum(block.num_heads * block.head_dim for block in anatomy.blocks[:again])
         self.attention = sum(block.num_heads * block.head_dim for block in anatomy.blocks)
 
+    def look(self, batch: Batch) -> float:
+        """Return the operations of a forward pass over a batch that ends below the head."""
+        pairs = sum(length * (length + 1) // 2 for length in batch.lengths)
+        return 2.0 * batch.num_tokens * self.block + 4.0 * pairs * self.attention
+
     def count(self, batch: Batch) -> float:
         """Return the operations of a forward and backward pass over a batch."""
         pairs = sum(length * (length + 1) // 2 for length in batch.lengths)
