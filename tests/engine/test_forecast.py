@@ -104,6 +104,15 @@ def test_adapters_lie_whole_on_every_process_and_full_tuning_is_divided() -> Non
     assert weights["full", 4] < 0.6 * weights["full", 1]
 
 
+def test_replicas_of_a_divided_model_hold_what_their_group_divides() -> None:
+    memory = {
+        text: planned(settings(tune="full"), Elsewhere(8, Layout.parse(text))).memory
+        for text in ("fsdp=8", "dp=2,fsdp=4", "dp=4,fsdp=2")
+    }
+    held = [one.parts[WEIGHTS] for one in memory.values() if one is not None]
+    assert held == sorted(held) and len(set(held)) == 3
+
+
 def test_tensor_parallel_for_an_adapter_is_refused() -> None:
     with pytest.raises(SettingError, match="lora must have whole"):
         planned(settings(tune="lora"), Elsewhere(2, Layout(tp=2)))

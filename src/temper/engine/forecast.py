@@ -19,7 +19,7 @@ from temper.data.stream import ENCODED_BEFOREHAND
 from temper.engine.cost import FlopCounter
 from temper.engine.distributed import World
 from temper.engine.fit import Data, FitSettings, assemble, attach, calibrate, calibration_batches, needs_whole
-from temper.engine.layout import Layout, shard
+from temper.engine.layout import DIMENSIONS, Layout, shard
 from temper.engine.loop import Loop
 from temper.engine.placement import is_divided
 from temper.engine.precision import best_device, resolve
@@ -151,7 +151,7 @@ def pretended(place: Elsewhere | None) -> Iterator[DeviceMesh | None]:
     sizes = place.layout.sizes(place.processes)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=place.processes)
     try:
-        yield init_device_mesh("cpu", sizes, mesh_dim_names=("fsdp", "tp"))
+        yield init_device_mesh("cpu", sizes, mesh_dim_names=DIMENSIONS)
     finally:
         dist.destroy_process_group()
 
@@ -175,7 +175,7 @@ def forecast(
         whole_for = needs_whole(settings)
         if mesh is None:
             return _forecast(make, data, settings, seed, _Where())
-        world = World(0, mesh.size(), Layout(fsdp=mesh["fsdp"].size(), tp=mesh["tp"].size()))
+        world = World(0, mesh.size(), Layout(**{name: mesh[name].size() for name in DIMENSIONS}))
         divides = is_divided(world, whole_for)
         where = _Where(False, mesh if divides else None, world.data_size)
         return _forecast(make, data, settings, seed, where)
