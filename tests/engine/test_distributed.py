@@ -41,6 +41,7 @@ RUNS = [
     (2, "fsdp=2", ["full", "lora", "passes"]),
     (4, "fsdp=4", ["full", "lora", "few", "few lora"]),
     (4, "fsdp=2,tp=2", ["passes"]),
+    (4, "dp=2,fsdp=2", ["passes", "few lora"]),
 ]
 CONTROLS = ("passes", "few lora")
 

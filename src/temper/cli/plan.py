@@ -31,7 +31,8 @@ def plan(
         int | None, typer.Option("--world-size", min=1, help="Plan for so many processes that are not there.")
     ] = None,
     layout: Annotated[
-        str | None, typer.Option("--layout", help="How they divide the work: fsdp=8,tp=2; all for fsdp by default.")
+        str | None,
+        typer.Option("--layout", help="How they divide the work: dp=2,fsdp=8,tp=2; by default all are fsdp."),
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder under which runs lie, to see what is done.")] = RUNS,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON, in bytes and seconds.")] = False,

@@ -39,9 +39,9 @@ def run(
         str,
         typer.Option(
             "--layout",
-            metavar="fsdp=N,tp=M",
-            help="How the processes of torchrun divide the work: fsdp the batch and the model's numbers (by default "
-            "all processes), tp each matrix.",
+            metavar="dp=N,fsdp=N,tp=N",
+            help="How the processes of torchrun divide the work: dp the batch alone, fsdp it and the model's numbers "
+            "(by default all processes), tp each matrix.",
         ),
     ] = "",
 ) -> None:

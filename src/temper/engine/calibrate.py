@@ -14,7 +14,7 @@ import gc
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from transformers import LlamaConfig
 from temper.core.schedule import Moment
 from temper.data.example import Example
 from temper.data.pack import Batch
-from temper.engine.fit import Data, FitSettings, assemble, attach
-from temper.engine.loop import Loop
+from temper.engine.fit import Data, FitSettings, assemble, attach, calibrate, default_micro_tokens
+from temper.engine.loop import Loop, to_batches
 from temper.engine.precision import best_device
 from temper.models.load import Outline, outline_model
 from temper.models.model import Model
@@ -71,13 +71,23 @@ def small_model(outline: Outline) -> Model:
         return outline_model(replace(outline, config=config))
 
 
-def measure_speed(model: Model, settings: FitSettings, data: Data) -> Speed:
-    """Train a small model for a few steps on the first examples, and time them."""
+def measure_speed(make: Callable[[], Model], settings: FitSettings, data: Data) -> Speed:
+    """Train a small model for a few steps on the first examples, and time them.
+
+    Raises:
+        TemperError: settings that do not fit the small model.
+    """
+    model = make()
     model.module.to(best_device())
-    tuning = attach(model, settings)
+    examples = _some(data, model.module.config.get_text_config().vocab_size)
+    calibration = settings.tune.calibration(model)
+    if calibration is not None:
+        calibration = calibration.for_a_plan()
+        calibrate(model, calibration, to_batches(examples, default_micro_tokens(settings)), settings)
+    tuning = attach(model, settings, calibration=calibration)
     with tempfile.TemporaryDirectory(prefix="temper-") as folder:
-        loop = assemble(tuning, data, settings, Path(folder))
-    batches, units = loop.batches(_some(data, model.module.config.get_text_config().vocab_size))
+        loop = assemble(tuning, data, settings, Path(folder), load=lambda name: make())
+    batches, units = loop.batches(examples)
     model.module.train()
     best_pass = best_update = float("inf")
     for _ in range(REPEATS + 1):

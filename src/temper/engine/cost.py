@@ -70,6 +70,11 @@ class FlopCounter:
         self.attention = sum(block.num_heads * block.head_dim for block in anatomy.blocks)
         self.model = model
 
+    def look(self, batch: Batch) -> float:
+        """Return the operations of a forward pass over a batch that ends below the head."""
+        pairs = sum(length * (length + 1) // 2 for length in batch.lengths)
+        return 2.0 * batch.num_tokens * self.block + 4.0 * pairs * self.attention
+
     def count(self, batch: Batch) -> float:
         """Return the operations of a forward and backward pass over a batch."""
         lengths = prompt_lengths(self.model, batch.lengths)

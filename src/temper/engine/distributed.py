@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from temper.core.errors import TemperError, TrainingError
-from temper.engine.layout import Layout
+from temper.engine.layout import DIMENSIONS, Layout
 
 NO_TIME_OUT = timedelta(days=30)
 SECONDS_TO_NOTICE = 2.0
@@ -56,7 +56,7 @@ class World:
     size: int = 1
     layout: Layout = field(default_factory=Layout)
     mesh: DeviceMesh | None = None
-    """all processes by `fsdp` and `tp`; None for one process"""
+    """all processes by `DIMENSIONS`; None for one process"""
     talk: Any = None
     """the group through which the processes talk; None for one process"""
     writers: Any = None
@@ -88,8 +88,8 @@ class World:
         return World(
             rank,
             size,
-            Layout(fsdp=sizes[0], tp=sizes[1]),
-            init_device_mesh("cuda" if on_gpu else "cpu", sizes, mesh_dim_names=("fsdp", "tp")),
+            Layout(dp=sizes[0], fsdp=sizes[1], tp=sizes[2]),
+            init_device_mesh("cuda" if on_gpu else "cpu", sizes, mesh_dim_names=DIMENSIONS),
             dist.new_group(backend="gloo", timeout=NO_TIME_OUT),
             dist.new_group(backend="gloo", timeout=NO_TIME_OUT),
             Ring(rank, size, dist.new_group(backend="gloo", timeout=NO_TIME_OUT)),
@@ -149,7 +149,9 @@ class World:
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the shares of the batch, in place, on the tensor's device."""
         if self.mesh is not None:
-            dist.all_reduce(tensor, group=self.mesh["fsdp"].get_group())
+            for dimension in ("fsdp", "dp"):
+                if self.mesh[dimension].size() > 1:
+                    dist.all_reduce(tensor, group=self.mesh[dimension].get_group())
 
     @contextmanager
     def naming_a_death(self) -> Iterator[None]:

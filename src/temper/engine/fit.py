@@ -27,6 +27,7 @@ from temper.core.schedule import Schedule
 from temper.data.encode import Encoder
 from temper.data.example import Example, Row
 from temper.data.example import Sequence as Tokens
+from temper.data.pack import Batch
 from temper.data.rows import BadRow, Rows
 from temper.data.source import OnBadRows, Source
 from temper.data.stream import Budget, EncodedRows, ShuffledStream, Steps, Stream
@@ -244,7 +245,7 @@ def fit(
         raise SettingError("train.from", stage, reason, "train one of the models that it is made of")
     check_formats(rows, settings.objective)
     device = best_device()
-    divides = is_divided(world, _whole_for(settings))
+    divides = is_divided(world, needs_whole(settings))
     if not divides:
         model.module.to(device)
     reset_peak_memory(device)
@@ -425,14 +426,21 @@ def _calibrated(model: Model, data: Data, settings: FitSettings) -> Calibration 
     """Return what the tuner declared, filled; None where it declared nothing."""
     calibration = settings.tune.calibration(model)
     if calibration is not None:
-        device = next(model.module.parameters()).device
-        examples = data.draw(calibration.sources, calibration.num_examples)[: calibration.num_examples]
-        batches = [
-            batch.to(device) for batch in to_batches(examples, default_micro_tokens(settings), model.prompt_length)
-        ]
-        with computing_in(dtype_of(settings), device):
-            observe(model, batches, [calibration])
+        calibrate(model, calibration, calibration_batches(model, calibration, data, settings), settings)
     return calibration
+
+
+def calibration_batches(model: Model, calibration: Calibration, data: Data, settings: FitSettings) -> list[Batch]:
+    """Return the batches that a calibration asks for."""
+    examples = data.draw(calibration.sources, calibration.num_examples)[: calibration.num_examples]
+    return to_batches(examples, default_micro_tokens(settings), model.prompt_length)
+
+
+def calibrate(model: Model, calibration: Calibration, batches: Sequence[Batch], settings: FitSettings) -> None:
+    """Fill a calibration."""
+    device = next(model.module.parameters()).device
+    with computing_in(dtype_of(settings), device):
+        observe(model, [batch.to(device) for batch in batches], [calibration])
 
 
 def attach(model: Model, settings: FitSettings, seed: int = 0, calibration: Calibration | None = None) -> Tuning:
@@ -528,7 +536,7 @@ def check_formats(rows: Rows, objective: Objective) -> None:
         )
 
 
-def _whole_for(settings: FitSettings) -> list[str]:
+def needs_whole(settings: FitSettings) -> list[str]:
     """Return the methods that need every number whole on each process."""
     methods: tuple[Tune | Objective | Optim | Retain, ...] = (
         settings.tune,

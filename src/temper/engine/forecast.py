@@ -17,12 +17,16 @@ from temper.core.errors import TemperError
 from temper.data.pack import Batch
 from temper.data.stream import ENCODED_BEFOREHAND
 from temper.engine.cost import FlopCounter
-from temper.engine.fit import Data, FitSettings, assemble, attach
-from temper.engine.layout import Layout, shard
+from temper.engine.distributed import World
+from temper.engine.fit import Data, FitSettings, assemble, attach, calibrate, calibration_batches, needs_whole
+from temper.engine.layout import DIMENSIONS, Layout, shard
 from temper.engine.loop import Loop
+from temper.engine.placement import is_divided
 from temper.engine.precision import best_device, resolve
 from temper.engine.trace import Ledger, Memory, Traced, without_content
 from temper.models.model import Model
+from temper.signals.calibration import Calibration
+from temper.signals.reference import START
 
 READ_STEPS = 1_000
 """Steps that are read to the last token; of a longer stage the rest is estimated from them."""
@@ -42,6 +46,8 @@ class Work:
     """half the width of the tokens' 95 % interval; 0 where every step was read"""
     largest: list[tuple[list[Batch], float]] = field(default_factory=list)
     """two steps of the largest micro-batches, each with its units"""
+    flops_before: float = 0.0
+    """of one pass over the rows that the tuner looks at before it is attached"""
 
 
 class _Largest:
@@ -119,9 +125,9 @@ def read_work(loop: Loop, shares: int = 1) -> Work:
 
 @dataclass
 class Forecast:
-    """What a stage will do and hold; memory is None where it could not be traced, and `why` says so."""
+    """What a stage will do and hold; what could not be found out is None, and `why` says so."""
 
-    work: Work
+    work: Work | None
     memory: Memory | None
     why: str = ""
     trainable: int = 0
@@ -145,18 +151,18 @@ def pretended(place: Elsewhere | None) -> Iterator[DeviceMesh | None]:
     sizes = place.layout.sizes(place.processes)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=place.processes)
     try:
-        yield init_device_mesh("cpu", sizes, mesh_dim_names=("fsdp", "tp"))
+        yield init_device_mesh("cpu", sizes, mesh_dim_names=DIMENSIONS)
     finally:
         dist.destroy_process_group()
 
 
 def forecast(
-    make: Callable[[], Model], data: Data, settings: FitSettings, seed: int = 0, place: Elsewhere | None = None
+    make: Callable[[str], Model], data: Data, settings: FitSettings, seed: int = 0, place: Elsewhere | None = None
 ) -> Forecast:
     """Read a stage's data and trace its step.
 
     Args:
-        make: makes the model; called where tensors have no content.
+        make: makes a model by its name, `start` for the one that trains; called where tensors have no content.
         data: the stage's data; its steps are read, and stand at the start again afterwards.
         settings: of the stage.
         place: the processes that divide the work; None for this one alone. Steps and tokens are then those of all
@@ -166,46 +172,90 @@ def forecast(
         TemperError: settings that do not fit the model, or a layout that does not.
     """
     with pretended(place) as mesh:
-        return _forecast(make, data, settings, seed, mesh)
+        whole_for = needs_whole(settings)
+        if mesh is None:
+            return _forecast(make, data, settings, seed, _Where())
+        world = World(0, mesh.size(), Layout(**{name: mesh[name].size() for name in DIMENSIONS}))
+        divides = is_divided(world, whole_for)
+        where = _Where(False, mesh if divides else None, world.data_size)
+        return _forecast(make, data, settings, seed, where)
 
 
-def _forecast(
-    make: Callable[[], Model], data: Data, settings: FitSettings, seed: int, mesh: DeviceMesh | None
-) -> Forecast:
-    begin = data.steps.state_dict()
-    device = best_device() if mesh is None else torch.device("cpu")
+@dataclass(frozen=True)
+class _Where:
+    """On what a stage is traced."""
+
+    is_here: bool = True
+    mesh: DeviceMesh | None = None
+    """of the processes that divide the model's numbers"""
+    shares: int = 1
+    """of each batch"""
+
+
+def _forecast(make: Callable[[str], Model], data: Data, settings: FitSettings, seed: int, where: _Where) -> Forecast:
+    begin, mesh = data.steps.state_dict(), where.mesh
+    device = best_device() if where.is_here else torch.device("cpu")
     ledger = Ledger(follows_sizes=mesh is not None)
-    root = None
+    root, batches = None, _looked_at(make, data, settings)
     if mesh is not None:
         # A mesh asks for its own numbers while it divides a model: that is done on `meta`, outside of the mode.
         with torch.device("meta"):
-            model = make()
-            whole = sum(parameter.numel() for parameter in model.module.parameters())
+            model = make(START)
+            parameters = sum(parameter.numel() for parameter in model.module.parameters())
             for parameter in model.module.parameters():
                 parameter.data = parameter.data.float()
             root = shard(model.module, model.anatomy, mesh, resolve(settings.precision, device))
-    with without_content() as mode, ledger, device:
-        if root is None:
-            model = make()
-            whole = sum(parameter.numel() for parameter in model.module.parameters())
-        else:
-            root.to_empty(device=device)
-        ledger.vocabulary = model.module.get_output_embeddings().out_features
-        tuning = attach(model, settings, seed)
-        loop = assemble(tuning, data, settings, Path())
     try:
-        work = read_work(loop, 1 if mesh is None else mesh["fsdp"].size())
+        with without_content() as mode, ledger, device:
+            if root is None:
+                model = make(START)
+                parameters = sum(parameter.numel() for parameter in model.module.parameters())
+            else:
+                root.to_empty(device=device)
+            ledger.vocabulary = model.module.get_output_embeddings().out_features
+            ledger.start = len(ledger.events)
+            counter = FlopCounter(model)
+            tuning = attach(model, settings, seed, _calibrated(model, batches, settings))
+            loop = assemble(tuning, data, settings, Path(), load=make)
+    except TemperError:
+        raise
+    except Exception as error:
+        return Forecast(None, None, f"cannot be planned: {_first_line(error)}")
+    try:
+        work = read_work(loop, where.shares)
+        work.flops_before = sum(counter.look(batch) for batch in batches)
     finally:
         data.steps.load_state_dict(begin)
     trainable = sum(parameter.numel() for _, parameter in loop.trained)
     try:
-        memory = Traced(loop, ledger, mode, root).run(work.largest)
+        memory = Traced(loop, ledger, mode, root, where.is_here).run(work.largest)
     except TemperError:
         raise
     except Exception as error:
-        why = f"its memory cannot be traced: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return Forecast(work, None, why, trainable, whole)
-    return Forecast(work, memory, "", trainable, whole)
+        return Forecast(work, None, f"its memory cannot be traced: {_first_line(error)}", trainable, parameters)
+    return Forecast(work, memory, "", trainable, parameters)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _looked_at(make: Callable[[str], Model], data: Data, settings: FitSettings) -> list[Batch]:
+    """Return what the tuner looks at before it is attached."""
+    with torch.device("meta"):
+        model = make(START)
+        calibration = settings.tune.calibration(model)
+    return [] if calibration is None else calibration_batches(model, calibration, data, settings)
+
+
+def _calibrated(model: Model, batches: Sequence[Batch], settings: FitSettings) -> Calibration | None:
+    """Return what the tuner declared, filled with shapes from the largest batches: the first one and one after it."""
+    calibration = settings.tune.calibration(model)
+    if calibration is None:
+        return None
+    calibration = calibration.for_a_plan()
+    calibrate(model, calibration, sorted(batches, key=lambda batch: -batch.num_tokens)[:2], settings)
+    return calibration
 
 
 def longest_pass(data: Data) -> int:

@@ -30,21 +30,31 @@ from temper.core.errors import SettingError
 from temper.models.anatomy import Anatomy
 
 KEY = "--layout"
+DIMENSIONS = ("dp", "fsdp", "tp")
+"""of a mesh of processes, in order: those of one `tp` are next to one another, then those of one `fsdp`"""
 BY_OUTPUT = ("q", "k", "v", "gate", "up")
 BY_INPUT = ("o", "down")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many processes divide what: `fsdp` the batch and the model's numbers, `tp` each matrix."""
+    """How many processes divide what: `dp` the batch alone, `fsdp` it and the model's numbers, `tp` each matrix.
+
+    With `dp`, a group of `fsdp` processes holds the whole model, and `dp` groups hold it: what is gathered block by
+    block stays within a group (a node), and once a pass gradients go from group to group.
+    """
 
     fsdp: int | None = None
-    """None: as many as there are for the `tp` given"""
+    """None: as many as there are for the `dp` and `tp` given"""
     tp: int = 1
+    dp: int = 1
+
+    def __str__(self) -> str:
+        return f"dp={self.dp}, fsdp={self.fsdp or 'all'}, tp={self.tp}"
 
     @staticmethod
     def parse(text: str) -> Layout:
-        """Read `fsdp=2,tp=2`.
+        """Read `dp=2,fsdp=2,tp=2`.
 
         Raises:
             SettingError: another key, or a number below 1.
@@ -52,26 +62,27 @@ class Layout:
         sizes: dict[str, int] = {}
         for entry in filter(None, text.split(",")):
             name, _, number = entry.partition("=")
-            if name.strip() not in ("fsdp", "tp") or not number.strip().isdigit() or int(number) < 1:
-                raise SettingError(KEY, entry, "is no part of a layout", "write it as fsdp=2,tp=2")
+            if name.strip() not in DIMENSIONS or not number.strip().isdigit() or int(number) < 1:
+                raise SettingError(KEY, entry, "is no part of a layout", "write it as dp=2,fsdp=2,tp=2")
             sizes[name.strip()] = int(number)
         return Layout(**sizes)
 
-    def sizes(self, num_processes: int) -> tuple[int, int]:
-        """Return the sizes of `fsdp` and `tp` for a number of processes.
+    def sizes(self, num_processes: int) -> tuple[int, int, int]:
+        """Return the sizes of `DIMENSIONS` for a number of processes.
 
         Raises:
             SettingError: they do not make that number.
         """
-        fsdp = self.fsdp or max(1, num_processes // self.tp)
-        if fsdp * self.tp != num_processes:
+        fsdp = self.fsdp or max(1, num_processes // (self.dp * self.tp))
+        if self.dp * fsdp * self.tp != num_processes:
+            replicas = f"dp={self.dp}," if self.dp > 1 else ""
             raise SettingError(
                 KEY,
-                f"fsdp={fsdp},tp={self.tp}",
-                f"makes {fsdp * self.tp} processes and {num_processes} run",
+                f"{replicas}fsdp={fsdp},tp={self.tp}",
+                f"makes {self.dp * fsdp * self.tp} processes and {num_processes} run",
                 "start as many with `torchrun --nproc-per-node`, or leave the layout out",
             )
-        return fsdp, self.tp
+        return self.dp, fsdp, self.tp
 
 
 class Whole(nn.Module):
@@ -91,7 +102,7 @@ def shard(module: nn.Module, anatomy: Anatomy, mesh: DeviceMesh, dtype: torch.dt
     Args:
         module: with float32 parameters, on any device; each block moves to the mesh's device as it is divided.
         anatomy: where its blocks are.
-        mesh: with the dimensions `fsdp` and `tp`.
+        mesh: with `DIMENSIONS`.
         dtype: in which products are computed.
 
     Returns:
@@ -102,7 +113,8 @@ def shard(module: nn.Module, anatomy: Anatomy, mesh: DeviceMesh, dtype: torch.dt
     """
     if mesh["tp"].size() > 1:
         parallelize_module(module, mesh["tp"], tensor_plan(module, anatomy, mesh["tp"].size()))
-    over: Any = mesh["fsdp"]
+    # Two dimensions: the first holds replicas of what the second divides.
+    over: Any = mesh["fsdp"] if mesh["dp"].size() == 1 else mesh["dp", "fsdp"]
     for block in anatomy.blocks:
         if dtype != torch.float32:
             matrices = [module.get_submodule(path) for path in dict.fromkeys(part.path for part in block.parts)]

@@ -402,7 +402,7 @@ class Loop:
             "device": self.device.type,
             "precision": str(self.dtype),
             "threads": str(torch.get_num_threads()),
-            "processes": f"{self.world.size} (fsdp={self.world.data_size}, tp={self.world.layout.tp})",
+            "processes": f"{self.world.size} ({self.world.layout})",
         }
 
     def _resume(self) -> None:

@@ -192,6 +192,8 @@ class Traced:
     mode: FakeTensorMode
     root: Whole | None = None
     """of a model that is divided among processes"""
+    is_here: bool = True
+    """whether it is this machine that will train"""
 
     def run(self, steps: Sequence[tuple[Sequence[Batch], float]]) -> Memory:
         """Run optimizer steps, each given as its micro-batches and units, and return the peak."""
@@ -200,11 +202,10 @@ class Traced:
         trained = [parameter for _, parameter in loop.trained]
         ledger.call(WEIGHTS, chain(module.parameters(), module.buffers(), trained))
         module.train()
-        ledger.start = len(ledger.events)
         with self.mode, ledger, recomputing(loop.model, loop.recompute):
             for number, (batches, units) in enumerate(steps):
                 self._step(Moment(number, 0.0), batches, units, trained)
-        return ledger.peak(loop.device.type == "cpu" and self.root is None)
+        return ledger.peak(loop.device.type == "cpu" and self.is_here)
 
     def _add_gradients(self, batch: Batch, units: float, moment: Moment) -> None:
         loop = self.loop

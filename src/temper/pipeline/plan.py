@@ -29,12 +29,15 @@ from temper.engine.forecast import Elsewhere, Forecast, forecast, longest_pass
 from temper.engine.precision import best_device
 from temper.models.load import Outline, outline_model
 from temper.models.model import Model
+from temper.pipeline.base import Base
 from temper.pipeline.keys import plan as name_stages
 from temper.pipeline.machine import memory_bytes
 from temper.pipeline.recipe import Recipe, Step
 from temper.pipeline.references import BASE, data_stages, previous_of
 from temper.pipeline.shelf import CACHE, read_json
 from temper.report import format as fmt
+from temper.signals.reference import START
+from temper.signals.setup import is_outside
 from temper.stages.train import Train
 from temper.tune.base import Tune
 
@@ -177,9 +180,10 @@ class _Planning:
 
     def _with_prompts(self, model: Model, name: str) -> Model:
         """Return a model without content with prompts of the length that a stage's has."""
-        if self.prompts[name]:
+        length = self.prompts.get(name, 0)
+        if length:
             width = model.module.get_input_embeddings().weight.shape[1]
-            model = replace(model, prompts=(torch.zeros(self.prompts[name], width, device="cpu"),))
+            model = replace(model, prompts=(torch.zeros(length, width, device="cpu"),))
         return model
 
     def _done(self) -> dict[str, Path]:
@@ -248,7 +252,12 @@ class _Planning:
             return None
         name, data = next(iter(prepared.items()))
         settings: Any = self.recipe.step(name).stage
-        speed = measure_speed(small_model(self.outline), settings, data)
+        try:
+            speed = measure_speed(lambda: small_model(self.outline), settings, data)
+        except TemperError:
+            # What does not fit two blocks, or no model at all, is told where it is planned; the speed is of the rest.
+            plain = {"tune": FitSettings().tune, "retain": (), "optimizer": FitSettings().optimizer}
+            speed = measure_speed(lambda: small_model(self.outline), settings.model_copy(update=plain), data)
         return speed if given is None else Speed(given, math.inf)
 
     def _train(self, blank: StagePlan, step: Step, data: Data, process: int, speed: Speed | None) -> StagePlan:
@@ -258,9 +267,14 @@ class _Planning:
         except TemperError as error:
             return replace(blank, problem=str(error))
         work, notes = found.work, [found.why] if found.why else []
+        if work is None:
+            return replace(blank, notes=tuple(notes))
+        if work.flops_before:
+            notes.append(f"looks at rows before it trains: {fmt.flops(work.flops_before)} a pass, one in the time")
         seconds = None
         if speed is not None:
-            seconds = work.flops / speed.flops_per_second + work.steps * found.trainable / speed.updates_per_second
+            passes = (work.flops + work.flops_before) / speed.flops_per_second
+            seconds = passes + work.steps * found.trainable / speed.updates_per_second
         if settings.validation is not None and settings.validation.patience is not None:
             notes.append("may stop early (patience)")
         held = None if found.memory is None else found.memory.bytes + process
@@ -284,9 +298,13 @@ class _Planning:
             planned, problem=f"needs {fmt.size(held)} of memory where there are {fmt.size(self.limit)}", fixes=fixes
         )
 
-    def _forecast(self, name: str, settings: Any, data: Data) -> Forecast:
-        def make() -> Model:
-            return self._with_prompts(outline_model(self.outline), name)
+    def _forecast(self, stage: str, settings: Any, data: Data) -> Forecast:
+        def make(name: str) -> Model:
+            """Return a model by its name; all that a recipe's stages make have the base's shape."""
+            if not is_outside(name):
+                return self._with_prompts(outline_model(self.outline), stage if name == START else name)
+            base = Base.model_validate({"path": name})
+            return outline_model(base.outline(self.cache, self.recipe.seed))
 
         return forecast(make, data, settings, self._seed(settings), self.place)
 

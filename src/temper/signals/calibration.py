@@ -14,7 +14,7 @@ Legend: T packed tokens, I input features, C components, D tokens of one documen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,12 @@ class Calibration:
     """called after each batch, to say which statistics are settled"""
     is_repeated: bool = False
     """run the rows again and again until every statistic is settled"""
+    has_numbers: bool = True
+    """False where a plan attaches: what was measured has shapes, and no number of it may be read"""
+
+    def for_a_plan(self) -> Calibration:
+        """Return one that takes what it is shown, and asks for no number."""
+        return replace(self, after_batch=lambda: None, is_repeated=False, has_numbers=False)
 
 
 class Covariance(Statistic):
@@ -74,15 +80,19 @@ class Covariance(Statistic):
         for x_DI in x_TI.split(list(lengths)):
             scaled_DI = x_DI / x_DI.max().abs()
             product_II = scaled_DI.T @ scaled_DI
-            if not torch.isfinite(product_II).all():
-                raise TrainingError("calibration: a module's inputs are not finite, or all 0; look at the model")
             self.sum_II = product_II if self.sum_II is None else self.sum_II + product_II
             self.num_documents += 1
 
     @property
     def mean_II(self) -> Tensor:
-        """The covariance."""
+        """The covariance.
+
+        Raises:
+            TrainingError: an input that was not finite, or a document whose inputs were all 0.
+        """
         assert self.sum_II is not None, "not calibrated"
+        if not torch.isfinite(self.sum_II).all():
+            raise TrainingError("calibration: a module's inputs are not finite, or all 0; look at the model")
         return self.sum_II / self.num_documents
 
 

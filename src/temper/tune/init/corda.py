@@ -60,7 +60,10 @@ class CorDA(LowRankInit, name="corda"):
         for each in wanted:
             statistic = calibration.statistics[shared[each.part.path]]
             assert isinstance(statistic, Covariance)
-            damped_II, inverse_II = _inverted(statistic.mean_II, each.part.path)
+            if calibration.has_numbers:
+                damped_II, inverse_II = _inverted(statistic.mean_II, each.part.path)
+            else:
+                damped_II = inverse_II = torch.eye(each.part.in_features)
             weight_OI = part_weight(model.module, each.part).detach().float()
             u_OK, s_K, vh_KI = torch.linalg.svd(weight_OI @ damped_II, full_matrices=False)
             chosen = slice(-each.rank, None) if self.mode == "keep" else slice(each.rank)

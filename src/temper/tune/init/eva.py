@@ -77,6 +77,11 @@ class EVA(LowRankInit, name="eva"):
         }
         shared = shared_inputs(model.anatomy)
         starts: list[Start | None] = []
+        if not calibration.has_numbers:  # the ranks add up to what is asked for, wherever they go
+            for each in wanted:
+                a_RI = torch.zeros(each.rank, each.part.in_features)
+                starts.append(Start(a_RI, torch.zeros(each.part.out_features, each.rank), is_zero=True))
+            return starts
         for each, rank in zip(wanted, self._ranks(wanted, statistics, shared), strict=True):
             components_CI = statistics[shared[each.part.path]].components_CI
             assert components_CI is not None

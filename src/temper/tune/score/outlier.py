@@ -38,6 +38,8 @@ class Outlier(BlockScore, name="outlier"):
 
     def scores(self, model: Model, calibration: Calibration | None) -> Sequence[float]:
         assert calibration is not None
+        if not calibration.has_numbers:  # blocks are alike, so that any draw holds as much
+            return [1.0] * len(model.anatomy.blocks)
         shared, scores = shared_inputs(model.anatomy), []
         for block in model.anatomy.blocks:
             metrics = []

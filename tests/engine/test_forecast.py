@@ -1,0 +1,118 @@
+"""What is forecast of a stage, against the stage itself."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from families import tiny
+from temper.core.errors import SettingError
+from temper.data.rows import Rows
+from temper.engine.calibrate import measure_speed
+from temper.engine.fit import Data, FitSettings, fit, prepare
+from temper.engine.forecast import Elsewhere, Forecast, forecast
+from temper.engine.layout import Layout
+from temper.engine.trace import WEIGHTS
+from temper.models.load import Outline, outline_model, read_outline, save_model
+from temper.models.model import Model
+
+# Methods that look at rows before they are attached, and read numbers of what they saw.
+LOOKING: dict[str, dict[str, Any]] = {
+    "eva": {"lora": {"rank": 2, "init": {"eva": {"examples": 8}}}},
+    "eva without room": {"lora": {"rank": 2, "init": {"eva": {"examples": 8, "rho": 1}}}},
+    "corda": {"lora": {"rank": 2, "init": {"corda": {"examples": 8}}}},
+    "outlier": {"lisa": {"blocks": 1, "score": {"outlier": {"threshold": 2, "examples": 8}}}},
+}
+
+
+@cache
+def outline() -> Outline:
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(tiny("llama"), Path(folder))
+        return read_outline(folder)
+
+
+def make(name: str = "start") -> Model:
+    return outline_model(outline())
+
+
+def rows() -> Rows:
+    records = [{"prompt": "ab" * (1 + index % 9), "completion": "cd"} for index in range(24)]
+    return Rows.from_list(records, "completion", "made", "made.jsonl")
+
+
+def settings(**written: Any) -> FitSettings:
+    return FitSettings.model_validate({"lr": 1e-3, "batch_size": 8, "max_length": 32, "steps": 2, **written})
+
+
+def prepared(chosen: FitSettings) -> Data:
+    return prepare(make(), [rows()], chosen)
+
+
+def planned(chosen: FitSettings, place: Elsewhere | None = None) -> Forecast:
+    return forecast(make, prepared(chosen), chosen, place=place)
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_what_looks_at_rows_first_is_planned_and_counted(name: str) -> None:
+    chosen = settings(tune=LOOKING[name])
+    found = planned(chosen)
+    assert found.why == "" and found.memory is not None and found.work is not None
+    real = fit(tiny("llama"), rows(), chosen)
+    if name == "eva":  # ranks go where they explain most; what is planned leaves them where they were asked for
+        assert found.trainable == pytest.approx(real.details["trainable_parameters"], rel=0.5)
+    else:
+        assert found.trainable == real.details["trainable_parameters"]
+    assert found.work.flops == real.cost["flops"]
+    # Two for each weight of a block and each token of the eight rows, and four for each pair of tokens and feature.
+    blocks = [make().module.get_submodule(block.path) for block in make().anatomy.blocks]
+    matrices = sum(one.numel() for block in blocks for one in block.parameters() if one.ndim == 2)
+    assert found.work.flops_before >= 2.0 * matrices * 8
+    assert planned(settings(tune="lora")).work.flops_before == 0  # type: ignore[union-attr]
+
+
+def test_the_rest_of_a_start_that_is_not_zero_is_held_too() -> None:
+    """CorDA takes its start's own B A off beside the update: as many numbers again, in float32."""
+    plain, corda = planned(settings(tune={"lora": {"rank": 2}})), planned(settings(tune=LOOKING["corda"]))
+    assert plain.memory is not None and corda.memory is not None
+    assert plain.trainable == corda.trainable
+    assert corda.memory.tensor_bytes >= plain.memory.tensor_bytes + 4 * corda.trainable
+
+
+def test_a_small_model_is_timed_with_what_looks_at_rows_first() -> None:
+    chosen = settings(tune=LOOKING["corda"])
+    assert measure_speed(make, chosen, prepared(chosen)).flops_per_second > 0
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(SettingError, match="exceeds the smaller side"):
+        planned(settings(tune={"lora": {"rank": 1000}}))
+
+
+def test_adapters_lie_whole_on_every_process_and_full_tuning_is_divided() -> None:
+    weights = {}
+    for tune in ("lora", "full"):
+        for processes in (1, 4):
+            memory = planned(settings(tune=tune), Elsewhere(processes, Layout())).memory
+            assert memory is not None
+            weights[tune, processes] = memory.parts[WEIGHTS]
+    assert weights["lora", 4] == weights["lora", 1]
+    assert weights["full", 4] < 0.6 * weights["full", 1]
+
+
+def test_replicas_of_a_divided_model_hold_what_their_group_divides() -> None:
+    memory = {
+        text: planned(settings(tune="full"), Elsewhere(8, Layout.parse(text))).memory
+        for text in ("fsdp=8", "dp=2,fsdp=4", "dp=4,fsdp=2")
+    }
+    held = [one.parts[WEIGHTS] for one in memory.values() if one is not None]
+    assert held == sorted(held) and len(set(held)) == 3
+
+
+def test_tensor_parallel_for_an_adapter_is_refused() -> None:
+    with pytest.raises(SettingError, match="lora must have whole"):
+        planned(settings(tune="lora"), Elsewhere(2, Layout(tp=2)))
