@@ -12,16 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from temper.data.encode import Encoder
 from temper.data.example import Row
 from temper.data.rows import Rows
 from temper.engine.fit import FitSettings, Fitted, fit
-from temper.lab.bases import BASES, open_base
+from temper.lab.architecture import Architecture
+from temper.lab.bases import BASES, LabBase, _folder, make_lab_base, open_base
 from temper.lab.training import question, skill_named
 from temper.models.generate import generate
+from temper.models.load import load_model
 from temper.models.model import Model
+from temper.optim.base import Optim
 from temper.signals.likelihood import example_logprobs
+from temper.tune.base import Tune
+
+DEEP = LabBase(
+    description="eight narrow blocks, the skills of nano: for methods that choose among blocks",
+    knows=BASES["nano"].knows,
+    steps=200,
+    batch_size=64,
+    lr=4e-3,
+    architecture=Architecture(width=64, layers=8, heads=2),
+)
 
 
 @dataclass(frozen=True)
@@ -33,8 +47,16 @@ class Bench:
     """where lab bases are kept"""
 
     def base(self, name: str = "nano") -> Model:
-        """Return a fresh copy of a lab base: `nano` knows copy, shift and duplicate, `tiny` seven skills."""
-        return open_base(name, self.cache)
+        """Return a fresh copy of a lab base: `nano` knows copy, shift and duplicate, `tiny` seven skills.
+
+        `deep` knows what nano does, in eight blocks; it is made the first time that a study asks for it.
+        """
+        if name != "deep":
+            return open_base(name, self.cache)
+        folder = _folder(name, DEEP.model_dump(mode="json", exclude={"description"}), self.cache)
+        if not folder.is_dir():
+            make_lab_base(DEEP, folder)
+        return load_model(folder)
 
     def rows(self, skills: str | Sequence[str], num: int = 1024, split: str = "train") -> Rows:
         """Return `num` questions of each skill, with their answers; the skill is in the column `task`."""
@@ -45,10 +67,10 @@ class Bench:
             skill = skill_named(name)
             yield from (question(skill, argument) for argument in skill.arguments(split, num, self.seed))
 
-    def fit(self, model: Model, rows: Rows | Sequence[Rows], **settings: Any) -> Fitted:
+    def fit(self, model: Model, rows: Rows | Sequence[Rows], *, folder: Path | None = None, **settings: Any) -> Fitted:
         """Train a model in place, with the settings of a `train` stage. The tuning stays attached."""
         values = {"steps": 60, "batch_size": 32, "precision": "fp32", "spike": None, **settings}
-        return fit(model, rows, FitSettings(**values), seed=self.seed, load=self.base)
+        return fit(model, rows, FitSettings(**values), folder=folder, seed=self.seed, load=self.base)
 
     def accuracy(self, model: Model, skills: str | Sequence[str], num: int = 100) -> float:
         """Return the share of `num` held-out questions of each skill that a model answers exactly, in per cent."""
@@ -66,6 +88,16 @@ class Bench:
         logprobs = example_logprobs(model, [[sequence] for sequence in encoder.supervised_many(rows)])
         return -float(np.concatenate(logprobs).mean())
 
+    def state_share(self, model: Model, tune: Any = "full", optimizer: Any = "adamw") -> float:
+        """Return the bytes that an optimizer holds after a step, as a share of the bytes of the model's weights."""
+        parameters = list(Tune.parse(tune).attach(model, self.seed).parameters())
+        stepping = Optim.parse(optimizer).build(parameters, 1e-4)
+        for _, parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        stepping.step()
+        held = sum(tensor.nbytes for tensor in _tensors(stepping.state_dict()))
+        return held / sum(parameter.nbytes for parameter in model.module.parameters())
+
     def known(self, name: str = "nano") -> list[str]:
         """Return the skills that a base knows."""
         return list(BASES[name].knows)
@@ -74,3 +106,11 @@ class Bench:
     def generator(self) -> np.random.Generator:
         """The study's own draws."""
         return np.random.default_rng(self.seed)
+
+
+def _tensors(state: Any) -> Iterable[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
