@@ -18,24 +18,13 @@ from temper.data.encode import Encoder
 from temper.data.example import Row
 from temper.data.rows import Rows
 from temper.engine.fit import FitSettings, Fitted, fit
-from temper.lab.architecture import Architecture
-from temper.lab.bases import BASES, LabBase, _folder, make_lab_base, open_base
+from temper.lab.bases import BASES, open_base
 from temper.lab.training import question, skill_named
 from temper.models.generate import generate
-from temper.models.load import load_model
 from temper.models.model import Model
 from temper.optim.base import Optim
 from temper.signals.likelihood import example_logprobs
 from temper.tune.base import Tune
-
-DEEP = LabBase(
-    description="eight narrow blocks, the skills of nano: for methods that choose among blocks",
-    knows=BASES["nano"].knows,
-    steps=200,
-    batch_size=64,
-    lr=4e-3,
-    architecture=Architecture(width=64, layers=8, heads=2),
-)
 
 
 @dataclass(frozen=True)
@@ -47,16 +36,8 @@ class Bench:
     """where lab bases are kept"""
 
     def base(self, name: str = "nano") -> Model:
-        """Return a fresh copy of a lab base: `nano` knows copy, shift and duplicate, `tiny` seven skills.
-
-        `deep` knows what nano does, in eight blocks; it is made the first time that a study asks for it.
-        """
-        if name != "deep":
-            return open_base(name, self.cache)
-        folder = _folder(name, DEEP.model_dump(mode="json", exclude={"description"}), self.cache)
-        if not folder.is_dir():
-            make_lab_base(DEEP, folder)
-        return load_model(folder)
+        """Return a fresh copy of a lab base: `nano` knows copy, shift and duplicate, `tiny` seven skills."""
+        return open_base(name, self.cache)
 
     def rows(self, skills: str | Sequence[str], num: int = 1024, split: str = "train") -> Rows:
         """Return `num` questions of each skill, with their answers; the skill is in the column `task`."""
