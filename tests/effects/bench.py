@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from temper.data.encode import Encoder
@@ -23,7 +24,9 @@ from temper.lab.bases import BASES, open_base
 from temper.lab.training import question, skill_named
 from temper.models.generate import generate
 from temper.models.model import Model
+from temper.optim.base import Optim
 from temper.signals.likelihood import example_logprobs
+from temper.tune.base import Tune
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,16 @@ class Bench:
         logprobs = example_logprobs(model, [[sequence] for sequence in encoder.supervised_many(rows)])
         return -float(np.concatenate(logprobs).mean())
 
+    def state_share(self, model: Model, tune: Any = "full", optimizer: Any = "adamw") -> float:
+        """Return the bytes that an optimizer holds after a step, as a share of the bytes of the model's weights."""
+        parameters = list(Tune.parse(tune).attach(model, self.seed).parameters())
+        stepping = Optim.parse(optimizer).build(parameters, 1e-4)
+        for _, parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        stepping.step()
+        held = sum(tensor.nbytes for tensor in _tensors(stepping.state_dict()))
+        return held / sum(parameter.nbytes for parameter in model.module.parameters())
+
     def known(self, name: str = "nano") -> list[str]:
         """Return the skills that a base knows."""
         return list(BASES[name].knows)
@@ -119,3 +132,11 @@ class Bench:
     def generator(self) -> np.random.Generator:
         """The study's own draws."""
         return np.random.default_rng(self.seed)
+
+
+def _tensors(state: Any) -> Iterable[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
