@@ -27,3 +27,27 @@ def test_it_takes_the_papers_steps() -> None:
         optimizer.step()
         torch.testing.assert_close(matrix.data, expected[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(vector.data, expected[1], atol=1e-5, rtol=1e-5)
+
+
+def test_room_is_made_as_the_first_step_would() -> None:
+    found = []
+    for makes_room in (False, True):
+        torch.manual_seed(0)
+        parameters = [("w", nn.Parameter(torch.randn(4, 3))), ("b", nn.Parameter(torch.randn(3)))]
+        method = AdamW(weight_decay=0.1)
+        optimizer = method.build(parameters, 1e-2)
+        if makes_room:
+            method.make_room(optimizer)
+            assert all(state["step"] == 0 for state in optimizer.state.values())
+        for _ in range(3):
+            for _, parameter in parameters:
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        found.append(([parameter for _, parameter in parameters], optimizer.state_dict()["state"]))
+    (plain, state), (roomy, same) = found
+    assert all(torch.equal(one, other) for one, other in zip(plain, roomy, strict=True))
+    assert {key: set(own) for key, own in state.items()} == {key: set(own) for key, own in same.items()}
+    for key, own in state.items():
+        for name, value in own.items():
+            assert value.dtype == same[key][name].dtype
+            assert torch.equal(value, same[key][name])

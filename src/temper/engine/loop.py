@@ -92,6 +92,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.device = next(self.model.module.parameters()).device
         self._train_what_moves()
+        self.optim.make_room(self.optimizer)
         self.lives: list[Live] = [self.tuning, self.target, *self.retentions, *self.further]
         self.watch = LossWatch(self.spike)
         self.world = self.placement.world

@@ -32,6 +32,13 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
         """
         raise NotImplementedError
 
+    def make_room(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the state of a fresh optimizer as its first step would.
+
+        Made within the first step it lies scattered between what that step frees again, memory of which later steps can
+        use little.
+        """
+
     def report(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         """Return what `metrics.jsonl` should hold of the last step besides loss, rate and norm."""
         return {}
