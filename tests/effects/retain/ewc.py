@@ -1,0 +1,82 @@
+"""EWC and L2 to the start against plain training, and against anchors that hold the wrong thing."""
+
+from __future__ import annotations
+
+import torch
+
+from effects.bench import Bench
+from effects.forgetting import after, sources, told
+from effects.study import Contrast, Study
+from temper.core.schedule import Moment
+from temper.models.model import Model
+from temper.retain.ewc import Consolidation, ElasticWeightConsolidation
+from temper.retain.l2_start import Anchor, L2Start
+from temper.signals.setup import Setup
+
+
+class Dealt(Consolidation):
+    """EWC whose importances are dealt to other numbers of the same matrix."""
+
+    def before_step(self, moment: Moment) -> None:
+        is_first = self.importances is None
+        super().before_step(moment)
+        if is_first and self.importances is not None:
+            generator = torch.Generator().manual_seed(0)
+            self.importances = [
+                each.flatten()[torch.randperm(each.numel(), generator=generator)].view_as(each)
+                for each in self.importances
+            ]
+
+
+class DealtConsolidation(ElasticWeightConsolidation):
+    """EWC without its idea: which number is important is no longer known."""
+
+    def build(self, model: Model, setup: Setup) -> Dealt:
+        return Dealt(model, setup, self.strength, setup.examples(self.of, self.examples))
+
+
+class Elsewhere(L2Start):
+    """L2 without its idea: the pull is as strong, towards another start (each matrix's own numbers, dealt anew)."""
+
+    def build(self, model: Model, setup: Setup) -> Anchor:
+        anchor = super().build(model, setup)
+        generator = torch.Generator().manual_seed(0)
+        anchor.starts = [
+            each.flatten()[torch.randperm(each.numel(), generator=generator)].view_as(each) for each in anchor.starts
+        ]
+        return anchor
+
+
+L2, EWC = 0.3, 300.0
+
+
+def measure(bench: Bench) -> dict[str, float]:
+    method = ElasticWeightConsolidation.model_validate(
+        {"of": sources(bench.known("tiny"), bench), "strength": EWC, "examples": 128}
+    )
+    return told(
+        {
+            "plain": after(bench),
+            "l2_start": after(bench, L2Start(strength=L2)),
+            "l2 to elsewhere": after(bench, Elsewhere.model_construct(strength=L2)),
+            "ewc": after(bench, method),
+            "ewc, importances dealt": after(bench, DealtConsolidation.model_construct(**dict(method))),
+        }
+    )
+
+
+STUDY = Study(
+    claim="EWC, which holds what the old tasks depend on, forgets less than L2, which holds all numbers alike, and "
+    "learns the new task as well (arXiv:1612.00796); L2 to the start forgets less than plain training and is enough "
+    "for a pretrained model (arXiv:1802.01483, arXiv:2203.17269).",
+    unit="exact match in per cent on a new skill and on the seven old ones, more is better",
+    measure=measure,
+    contrasts=(
+        Contrast("L2 to the start keeps old skills", "old, l2_start", "old, plain", "above"),
+        Contrast("EWC keeps old skills", "old, ewc", "old, plain", "above"),
+        Contrast("EWC keeps more than L2", "old, ewc", "old, l2_start", "above"),
+        Contrast("EWC keeps more than with its importances dealt", "old, ewc", "old, ewc, importances dealt", "above"),
+        Contrast("L2 to elsewhere keeps nothing", "old, l2 to elsewhere", "old, plain", "none"),
+    ),
+    also=("retain/l2_start",),
+)
