@@ -36,7 +36,7 @@ class DealtConsolidation(ElasticWeightConsolidation):
 
 
 class Elsewhere(L2Start):
-    """L2 without its idea: the pull is as strong, towards another start (each matrix's own numbers, dealt anew)."""
+    """L2 without its idea: the pull is towards another start (each matrix's own numbers, dealt anew)."""
 
     def build(self, model: Model, setup: Setup) -> Anchor:
         anchor = super().build(model, setup)
@@ -47,7 +47,9 @@ class Elsewhere(L2Start):
         return anchor
 
 
-L2, EWC = 0.3, 300.0
+L2, EWC = 4.0, 1e5
+L2_ELSEWHERE = 0.3
+"""less than L2: another start is far away, and a pull of that strength would leave nothing of any skill, new or old"""
 
 
 def measure(bench: Bench) -> dict[str, float]:
@@ -58,7 +60,7 @@ def measure(bench: Bench) -> dict[str, float]:
         {
             "plain": after(bench),
             "l2_start": after(bench, L2Start(strength=L2)),
-            "l2 to elsewhere": after(bench, Elsewhere.model_construct(strength=L2)),
+            "l2 to elsewhere": after(bench, Elsewhere.model_construct(strength=L2_ELSEWHERE)),
             "ewc": after(bench, method),
             "ewc, importances dealt": after(bench, DealtConsolidation.model_construct(**dict(method))),
         }
