@@ -106,7 +106,7 @@ STUDY = Study(
     ),
     finding="Where questions have two answers, soft targets teach more from 64 examples than their labels do. The "
     "control does not hold, but on the other side: where there is one answer soft targets teach less, likely since the "
-    "teacher is not wholly sure of it while labels are; so nothing of the gain comes from softness alone. The reverse "
+    "teacher is not wholly sure of it while labels are; softness alone thus does not explain the gain. The reverse "
     "divergence gives the rarer answer less, as claimed. That it, or the skewed one, writes more that is right than "
     "the forward one does not show: after 40 steps all give about 15 % to right answers, and seeds differ by more. All "
     "students at lr 1e-3, the only one tried.",
