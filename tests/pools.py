@@ -11,7 +11,8 @@ from typing import Any
 from families import tiny
 from temper.data.rows import Rows
 from temper.data.source import OnBadRows, Source
-from temper.engine.fit import FitSettings, fit
+from temper.engine.fit import fit
+from temper.engine.settings import FitSettings
 from temper.models.model import Model
 from temper.select.base import Pool
 from temper.signals.scores import Scores

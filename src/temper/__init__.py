@@ -42,7 +42,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from temper.core.errors import TemperError
     from temper.delta.base import Delta, read_delta
-    from temper.engine.fit import FitSettings, fit
+    from temper.engine.fit import fit
+    from temper.engine.settings import FitSettings
     from temper.models.generate import generate
     from temper.models.load import save_model
     from temper.models.model import Model
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Delta": "temper.delta.base",
-    "FitSettings": "temper.engine.fit",
+    "FitSettings": "temper.engine.settings",
     "Model": "temper.models.model",
     "Recipe": "temper.pipeline.recipe",
     "Run": "temper.pipeline.result",

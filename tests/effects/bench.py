@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from temper.data.encode import Encoder
 from temper.data.example import Format, Origin, Row
 from temper.data.rows import Rows
-from temper.engine.fit import FitSettings, Fitted, fit
+from temper.engine.fit import Fitted, fit
+from temper.engine.settings import FitSettings
 from temper.lab.bases import BASES, open_base
 from temper.lab.training import question, skill_named
 from temper.models.generate import generate

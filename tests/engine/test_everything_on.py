@@ -20,7 +20,8 @@ from temper.core.errors import TrainingError
 from temper.data.rows import Rows
 from temper.engine.checkpoint import Checkpoints
 from temper.engine.distributed import World
-from temper.engine.fit import FitSettings, fit
+from temper.engine.fit import fit
+from temper.engine.settings import FitSettings
 from temper.engine.watch import LossWatch
 
 STEPS = 14

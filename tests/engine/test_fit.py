@@ -17,7 +17,8 @@ from families import tiny
 from temper.core.errors import DataError, SettingError
 from temper.data.example import Origin
 from temper.data.rows import BadRow, Rows
-from temper.engine.fit import FitSettings, fit
+from temper.engine.fit import fit
+from temper.engine.settings import FitSettings
 from temper.stages.base import Stage
 
 

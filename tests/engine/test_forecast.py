@@ -13,9 +13,10 @@ from families import tiny
 from temper.core.errors import SettingError
 from temper.data.rows import Rows
 from temper.engine.calibrate import measure_speed
-from temper.engine.fit import Data, FitSettings, fit, prepare
+from temper.engine.fit import Data, fit, prepare
 from temper.engine.forecast import Elsewhere, Forecast, forecast
 from temper.engine.layout import Layout
+from temper.engine.settings import FitSettings
 from temper.engine.trace import WEIGHTS
 from temper.models.load import Outline, outline_model, read_outline, save_model
 from temper.models.model import Model

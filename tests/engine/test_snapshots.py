@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from families import tiny
 from temper.data.rows import Rows
-from temper.engine.fit import FitSettings, Fitted, fit
+from temper.engine.fit import Fitted, fit
+from temper.engine.settings import FitSettings
 from temper.signals.trajectory import read_trajectory
 
 

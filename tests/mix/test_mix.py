@@ -15,7 +15,8 @@ from families import tiny
 from temper.core.errors import SettingError
 from temper.data.rows import Rows
 from temper.data.stream import Budget, EncodedRows, MixedStream, ShuffledStream, Steps
-from temper.engine.fit import FitSettings, fit
+from temper.engine.fit import fit
+from temper.engine.settings import FitSettings
 from temper.mix.base import Mix, Sources
 from temper.mix.fixed import Fixed
 from training import examples, rows_of

@@ -14,7 +14,8 @@ from temper.core.errors import SettingError
 from temper.core.schedule import Moment
 from temper.data.encode import Encoder
 from temper.data.rows import Rows
-from temper.engine.fit import FitSettings, fit
+from temper.engine.fit import fit
+from temper.engine.settings import FitSettings
 from temper.mix.base import Sources
 from temper.mix.skill_it import SkillIt
 

@@ -16,7 +16,8 @@ from temper.data.example import Example
 from temper.data.pack import pack
 from temper.data.rows import Rows
 from temper.data.source import Source
-from temper.engine.fit import FitSettings, fit
+from temper.engine.fit import fit
+from temper.engine.settings import FitSettings
 from temper.models.model import Model
 from temper.retain.base import Retain
 from temper.signals.forward import forward

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from families import tiny
 from temper.data.rows import Rows
 from temper.data.source import Source
-from temper.engine.fit import FitSettings, fit
+from temper.engine.fit import fit
+from temper.engine.settings import FitSettings
 from temper.retain.replay import Replay
 
 

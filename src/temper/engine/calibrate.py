@@ -24,9 +24,10 @@ from transformers import LlamaConfig
 from temper.core.schedule import Moment
 from temper.data.example import Example
 from temper.data.pack import Batch
-from temper.engine.fit import Data, FitSettings, assemble, attach, calibrate, default_micro_tokens
+from temper.engine.fit import Data, assemble, attach, calibrate
 from temper.engine.loop import Loop, to_batches
 from temper.engine.precision import best_device
+from temper.engine.settings import FitSettings, default_micro_tokens
 from temper.models.load import Outline, outline_model
 from temper.models.model import Model
 

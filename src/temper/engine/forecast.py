@@ -18,11 +18,12 @@ from temper.data.pack import Batch
 from temper.data.stream import ENCODED_BEFOREHAND
 from temper.engine.cost import FlopCounter
 from temper.engine.distributed import World
-from temper.engine.fit import Data, FitSettings, assemble, attach, calibrate, calibration_batches, needs_whole
+from temper.engine.fit import Data, assemble, attach, calibrate, calibration_batches, needs_whole
 from temper.engine.layout import DIMENSIONS, Layout, shard
 from temper.engine.loop import Loop
 from temper.engine.placement import is_divided
 from temper.engine.precision import best_device, resolve
+from temper.engine.settings import FitSettings
 from temper.engine.trace import Ledger, Memory, Traced, without_content
 from temper.models.model import Model
 from temper.signals.calibration import Calibration

@@ -29,7 +29,7 @@ from temper.core.errors import SettingError
 from temper.core.files import write_json
 from temper.core.hashing import hash_json
 from temper.core.version import temper_version
-from temper.engine.fit import FitSettings, learning_rate
+from temper.engine.settings import FitSettings, learning_rate
 from temper.measure.runs import mean_interval, unbeaten
 from temper.measure.statistics import Interval
 from temper.pipeline.comparing import Compare

@@ -24,9 +24,10 @@ from temper.core.errors import TemperError
 from temper.data.rows import Rows
 from temper.data.sources.stage import StageData
 from temper.engine.calibrate import Speed, measure_speed, resident_bytes, small_model
-from temper.engine.fit import Data, FitSettings, check_formats, default_micro_tokens, prepare
+from temper.engine.fit import Data, check_formats, prepare
 from temper.engine.forecast import Elsewhere, Forecast, forecast, longest_pass
 from temper.engine.precision import best_device
+from temper.engine.settings import FitSettings, default_micro_tokens
 from temper.models.load import Outline, outline_model
 from temper.models.model import Model
 from temper.pipeline.base import Base

@@ -12,7 +12,8 @@ from temper.data.encode import Encoder, RowError
 from temper.data.example import Example
 from temper.data.show import legend, mark_example, show_example
 from temper.data.sources.stage import StageData
-from temper.engine.fit import FitSettings, check_formats
+from temper.engine.fit import check_formats
+from temper.engine.settings import FitSettings
 from temper.pipeline.recipe import Recipe
 from temper.pipeline.shelf import CACHE
 

@@ -26,7 +26,7 @@ from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.data.sources.stage import DATA_FILE
 from temper.delta.base import read_delta
-from temper.engine.fit import FitSettings
+from temper.engine.settings import FitSettings
 from temper.models.load import load_model
 from temper.models.model import Model
 from temper.stages.base import Context, Outcome, Stage

@@ -18,8 +18,9 @@ from temper.data.source import Source
 from temper.delta.base import read_delta
 from temper.delta.prompt import PromptDelta
 from temper.engine.checkpoint import Checkpoints
-from temper.engine.fit import FitSettings, Fitted, fit
+from temper.engine.fit import Fitted, fit
 from temper.engine.progress import showing_progress
+from temper.engine.settings import FitSettings
 from temper.models.model import Model
 from temper.signals.setup import is_outside
 from temper.stages.base import Context, Outcome, Stage
