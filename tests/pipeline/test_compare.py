@@ -255,6 +255,52 @@ def test_a_comparison_and_a_killed_one(tmp_path: Path, monkeypatch: pytest.Monke
     assert figures(folder) == expected
 
 
+def test_the_best_rate_of_the_search_is_taken_and_a_failure_is_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With outcomes that are made up: `full` is best in the middle, `hft` equal at two rates, `lisa` fails at one."""
+    recipe = write_recipe(tmp_path)
+    gains = {"full": (0.2, 0.9, 0.5), "hft": (0.1, 0.7, 0.7), "lisa": (0.3, None, 0.2)}
+    keeps = {"full": (0.0, -0.5, 0.0), "hft": (0.0, -0.5, -0.1), "lisa": (0.0, 0.0, 0.0)}
+    lrs: dict[str, list[float]] = {name: [] for name in gains}
+    started: list[str] = []
+
+    def fake(jobs: Any, num: int, tell: Any) -> None:
+        for job in jobs:
+            name = job.recipe.name.partition(".")[0]
+            started.append(name)
+            lr = job.recipe.stages[0].stage.lr
+            if job.recipe.measure.half == "first":
+                lrs[name].append(lr)
+            place = lrs[name].index(lr)
+            if gains[name][place] is None:
+                outcome = {"failure": {"reason": "out of reach", "is_final": name != "lisa", "is_refusal": False}}
+            else:
+                role = {"metric": "exact match", "unit": "share", "higher_is_better": True, "base": 0.0}
+                suites = {"a": {**role, "role": "gain", "value": gains[name][place]}}
+                suites["b"] = {**role, "role": "keep", "value": keeps[name][place]}
+                costs = {"seconds": 1.0, "memory_bytes": 1, "trained": 1, "delta_bytes": 1, "tokens": 1}
+                outcome = {"result": {"suites": suites, **costs}}
+            job.outcome.write_text(json.dumps({"key": job.key, **outcome}))
+            tell(job, 0)
+
+    monkeypatch.setattr(comparing, "run_jobs", fake)
+    options: dict[str, Any] = {"vary": {"train.tune": list(gains)}, "lr_search": 3, "runs": tmp_path / "runs"}
+    folder = compare(recipe, say=lambda text: None, **options)
+    full, hft, lisa = json.loads((folder / "compare.json").read_text())["settings"]
+    assert full["lr"] == [lrs["full"][1]] and not full["is_at_edge"]
+    assert hft["lr"] == [lrs["hft"][2]] and hft["is_at_edge"], "of equal gains the one with less loss"
+    assert lisa["lr"] == [lrs["lisa"][0]] and "out of reach" in lisa["search"][1]["failure"]
+    assert full["mean"]["gain"] == {"value": 0.9, "low": 0.9, "high": 0.9} and full["mean"]["loss"]["value"] == 0.5
+    assert [setting["front"] for setting in (full, hft, lisa)][1] == ["loss"]
+    assert "loss" in full["front"] and "time" in full["front"] and lisa["front"] == ["loss"]
+    # What failed for a reason that may pass is tried again, and nothing else.
+    started.clear()
+    lrs["lisa"] = lrs["lisa"][:1]
+    compare(recipe, say=lambda text: None, **options)
+    assert started == ["lisa"]
+
+
 def _holders(folder: Path) -> list[str]:
     """Return the processes that have a file open under a folder."""
     found = []

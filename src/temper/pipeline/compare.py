@@ -357,7 +357,7 @@ def _written_row(row: _Row) -> dict[str, Any]:
         "overrides": list(row.setting.overrides),
         "problem": row.problem,
         "lr": chosen,
-        "is_at_edge": len(rates) > 1 and chosen in (rates[0], rates[-1]),
+        "is_at_edge": len(rates) > 2 and chosen in (rates[0], rates[-1]),
         "search": [_written_trial(trial) for trial in row.search],
         "runs": runs,
         "num_failed": len(runs) - len(reached),

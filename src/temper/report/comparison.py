@@ -129,8 +129,9 @@ class View:
         notes = [
             "± is half of the 95 % interval of the mean over seeds (Student's t); how sure a suite is for the "
             "examples that it holds is in each run's own report.",
-            "Memory is the most that a run held above the loaded model; time is that of attaching and training, not of "
-            f"measuring; {runs} at a time, each with {threads} on {record['machine']['processor'].strip()}.",
+            "Memory is the most that a run held above the loaded model; what the "
+            "libraries take for any first step is in it. Time is that of attaching and training, not of measuring; "
+            f"{runs} at a time, each with {threads} on {record['machine']['processor'].strip()}.",
             f"{FRONT_MARK} nothing else has more gain at less loss (L), memory (M) or time (T), by the means alone.",
         ]
         if any(row.is_at_edge for row in self.rows):
@@ -232,7 +233,8 @@ def _plus(number: Number | None, factor: float, digits: int) -> str:
     """Return `94.2 ± 0.6`."""
     if number is None:
         return fmt.MISSING
-    text = f"{factor * number.value:,.{digits}f}".replace("-", "\u2212")
+    text = f"{factor * number.value:,.{digits}f}"
+    text = text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "\u2212")
     return text if number.half is None else f"{text} ± {factor * number.half:,.{digits}f}"
 
 
