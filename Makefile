@@ -30,9 +30,10 @@ docs: .venv/test.stamp
 	rm -rf docs/methods
 	$(BIN)/python -m temper.pipeline.pages docs/methods
 
-# Tries every pair of methods across axes: some minutes.
+# Tries every pair of methods across axes: some minutes. The methods' pages tell what came of it.
 combinations: .venv/test.stamp
 	$(BIN)/temper methods --probe --to docs/combinations.md
+	$(MAKE) docs
 
 # Runs every study of effects and writes docs/effects.md: under an hour on two cores.
 effects: .venv/test.stamp

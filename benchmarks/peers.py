@@ -3,6 +3,7 @@
     python benchmarks/peers.py [--cases small-full,small-lora,...] [--repeats 3] [--contenders temper,loop,...]
                                [--json FILE]
 
+With `--json` each turn is added to those that the file holds, so a long comparison can be made in several sittings.
 Needs `pip install trl` beside Temper. Every contender runs in a process of its own, one after another, in turns; the
 table gives the median of each, and its ratio to Temper's with the range over the turns. All processes get the same
 settings of the C library's allocator, which spare them page faults. "trl" is SFTTrainer with its own defaults (padded,
@@ -145,28 +146,32 @@ def flops(case: dict[str, Any]) -> float:
     return (6 if case["tune"] == "full" else 4) * (block + head)
 
 
-def table(name: str, case: dict[str, Any], results: dict[str, list[dict[str, float]]]) -> list[str]:
-    """Return the rows of a case."""
-    ours = results["temper"]
+def table(name: str, case: dict[str, Any], turns: list[dict[str, Any]]) -> list[str]:
+    """Return the rows of a case: medians over turns, and ratios within turns with their range."""
     lines = [
-        f"\n{name}",
-        f"{'':12} {'tokens/s':>9} {'temper is':>16} {'peak MiB':>9} {'temper holds':>13} {'start s':>8} {'rate':>6}",
+        f"\n{name}, {len(turns)} turns",
+        f"{'':12} {'tokens/s':>9} {'temper is':>20} {'peak MiB':>9} {'temper holds':>20} {'start s':>8} {'rate':>6}",
     ]
-    for contender, found in results.items():
-        if not found:
+    for contender in dict.fromkeys(each for turn in turns for each in turn):
+        both = [(turn["temper"], turn[contender]) for turn in turns if turn.get("temper") and turn.get(contender)]
+        if not both:
             lines.append(f"{contender:12} failed")
             continue
-        speed = statistics.median(one["tokens_per_second"] for one in found)
-        ratios = [mine["tokens_per_second"] / one["tokens_per_second"] for mine, one in zip(ours, found, strict=False)]
-        memory = statistics.median(one["peak_bytes"] for one in found)
-        share = statistics.median(mine["peak_bytes"] for mine in ours) / memory
-        start = statistics.median(one["first_step_seconds"] for one in found)
-        rate = statistics.median(one["tokens_per_second"] * flops(case) / one["product_rate"] for one in found)
-        times = f"{statistics.median(ratios):.2f} x ({min(ratios):.2f}-{max(ratios):.2f})"
+        speed = statistics.median(other["tokens_per_second"] for _, other in both)
+        memory = statistics.median(other["peak_bytes"] for _, other in both)
+        start = statistics.median(other["first_step_seconds"] for _, other in both)
+        rate = statistics.median(other["tokens_per_second"] * flops(case) / other["product_rate"] for _, other in both)
+        times = spread([mine["tokens_per_second"] / other["tokens_per_second"] for mine, other in both])
+        share = spread([mine["peak_bytes"] / other["peak_bytes"] for mine, other in both])
         lines.append(
-            f"{contender:12} {speed:9,.0f} {times:>16} {memory / 2**20:9,.0f} {share:11.2f} x {start:8.1f} {rate:6.0%}"
+            f"{contender:12} {speed:9,.0f} {times:>20} {memory / 2**20:9,.0f} {share:>20} {start:8.1f} {rate:6.0%}"
         )
     return lines
+
+
+def spread(ratios: list[float]) -> str:
+    """Return the median of ratios, with their range."""
+    return f"{statistics.median(ratios):.2f} x ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def main() -> None:
@@ -179,20 +184,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     every: dict[str, Any] = {}
+    if chosen.json and chosen.json.is_file():
+        every = json.loads(chosen.json.read_text())
     for name in chosen.cases.split(","):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             case = prepare({**CASES[name], "precision": chosen.precision}, folder)
-            results: dict[str, list[dict[str, float]]] = {one: [] for one in chosen.contenders.split(",")}
+            turns: list[dict[str, Any]] = every.setdefault(name, [])
             for _ in range(chosen.repeats):
-                for contender, found in results.items():
-                    result = measure(contender, case, folder, chosen.allocator)
-                    if result is not None:
-                        found.append(result)
-            every[name] = results
-            print("\n".join(table(name, case, results)), flush=True)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(every, indent=1))
+                names = chosen.contenders.split(",")
+                turns.append({each: measure(each, case, folder, chosen.allocator) for each in names})
+                if chosen.json:
+                    chosen.json.write_text(json.dumps(every, indent=1) + "\n")
+            print("\n".join(table(name, case, turns)), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from temper.compress.compeft import top_signs
 from temper.delta import Delta, DenseDelta, Factors, LowRankDelta, Provenance, SparseChange, SparseDelta, spread, stack
+from temper.delta.golomb import best_width
 from temper.delta.ternary import TernaryDelta, flatten
 from temper.models.model import Model
 
@@ -78,3 +79,9 @@ def assert_same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> Non
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
+
+
+def expected_bits(density: float) -> float:
+    """The bits that Golomb's code takes on average for an entry that is not 0, its sign included, by the formula."""
+    width = best_width(density)
+    return width + 1 / (1 - (1 - density) ** (2**width)) + 1

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from families import VOCABULARY, tiny
@@ -48,7 +49,9 @@ def examples(lengths: tuple[int, ...] = AWKWARD_LENGTHS, seed: int = 0) -> list[
 
 def rows_of(examples: list[Example]) -> tuple[Rows, Any]:
     """Rows whose encoding is the given examples."""
-    rows = Rows.from_rows([Row("text", {"text": str(index)}, {}, e.origin) for index, e in enumerate(examples)], "made")
+    rows = Rows.from_rows(
+        [Row("text", {"text": str(index)}, dict(e.columns), e.origin) for index, e in enumerate(examples)], "made"
+    )
     return rows, lambda row: [examples[int(row.content["text"])].sequences]
 
 
@@ -117,6 +120,21 @@ def trained(loop: Loop) -> dict[str, torch.Tensor]:
     """Run a loop and return copies of the numbers that it trained."""
     loop.run()
     return {name: tensor.clone() for name, tensor in loop.tuning.numbers().items()}
+
+
+def trained_with_a_break(folder: Path, step: int, **settings: Any) -> dict[str, torch.Tensor]:
+    """What a loop has made that was stopped after a step, and taken up again by a new one in the same folder."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(metrics: dict[str, float]) -> None:
+        if metrics["step"] == step:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        make_loop(folder, on_step=stop, **settings).run()
+    return trained(make_loop(folder, **settings))
 
 
 def outputs(model: Model) -> torch.Tensor:

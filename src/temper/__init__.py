@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from temper.models.generate import generate
     from temper.models.load import save_model
     from temper.models.model import Model
+    from temper.pipeline.compare import compare
     from temper.pipeline.measuring import evaluate
     from temper.pipeline.models import load_model, open_rows
     from temper.pipeline.recipe import Recipe
@@ -59,6 +60,7 @@ _HOMES = {
     "Recipe": "temper.pipeline.recipe",
     "Run": "temper.pipeline.result",
     "TemperError": "temper.core.errors",
+    "compare": "temper.pipeline.compare",
     "evaluate": "temper.pipeline.measuring",
     "fit": "temper.engine.fit",
     "generate": "temper.models.generate",
@@ -76,6 +78,7 @@ __all__ = [
     "Recipe",
     "Run",
     "TemperError",
+    "compare",
     "evaluate",
     "fit",
     "generate",

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from benches import RunWithData
-from deltas import assert_same_bits, make_dense, make_low_rank, values
+from deltas import assert_same_bits, expected_bits, make_dense, make_low_rank, values
 from families import tiny
 from temper.compress.compeft import ComPEFT
 from temper.core.errors import ModelError, SettingError
 from temper.delta import Delta, DenseDelta, LowRankDelta, add, read_delta
-from temper.delta.golomb import entropy_bits, expected_bits
+from temper.delta.golomb import entropy_bits
 from temper.delta.ternary import FILE, TernaryDelta
 from temper.measure.base import Subject, Suite
 from temper.measure.statistics import value_of

@@ -185,3 +185,23 @@ def test_counting_goes_on_where_it_was_left() -> None:
         "bad": {str(row.origin) for row in other["bad"]},
     }
     assert len(one["bad"]) == 30 and one["rows"] == 3000
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 400), st.booleans(), st.floats(0.05, 0.6), st.integers(0, 30))
+def test_a_budget_of_tokens_ends_with_the_example_that_reaches_it(
+    tokens: int, by_tokens: bool, share: float, stop: int
+) -> None:
+    def steps() -> Steps:
+        size = {"batch_tokens": 30} if by_tokens else {"batch_size": 5}
+        return Steps(stream(40), [(stream(7, seed=1), share)], Budget(tokens=tokens), **size)
+
+    whole = list(steps())
+    sizes = [example.num_tokens for step in whole for example in step.examples]
+    assert sum(sizes) >= tokens > sum(sizes[:-1])
+    assert [step.progress_after for step in whole][-1] == 1.0 and all(step.progress < 1 for step in whole)
+    rest = steps()
+    rest.load_state_dict(whole[min(stop, len(whole) - 1)].state)
+    assert [[e.origin for e in step.examples] for step in rest] == [
+        [e.origin for e in step.examples] for step in whole[stop + 1 :]
+    ]

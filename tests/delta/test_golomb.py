@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from temper.delta.golomb import best_width, decode, encode, entropy_bits, expected_bits
+from deltas import expected_bits
+from temper.delta.golomb import best_width, decode, encode, entropy_bits
 
 
 def draw(size: int, density: float, seed: int = 0) -> np.ndarray:

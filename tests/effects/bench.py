@@ -5,16 +5,18 @@ Everything follows from the study's seed: the order of the data, the rows, the t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from temper.data.encode import Encoder
-from temper.data.example import Row
+from temper.data.example import Format, Origin, Row
 from temper.data.rows import Rows
 from temper.engine.fit import FitSettings, Fitted, fit
 from temper.lab.bases import BASES, open_base
@@ -45,10 +47,48 @@ class Bench:
             skill = skill_named(name)
             yield from (question(skill, argument) for argument in skill.arguments(split, num, self.seed))
 
-    def fit(self, model: Model, rows: Rows | Sequence[Rows], *, folder: Path | None = None, **settings: Any) -> Fitted:
-        """Train a model in place, with the settings of a `train` stage. The tuning stays attached."""
+    def made(self, format: Format, contents: Iterable[Mapping[str, Any]]) -> Rows:
+        """Return rows of contents that the study has made itself."""
+        rows = [Row(format, dict(content), {}, Origin("<study>", None)) for content in contents]
+        return Rows.from_rows(rows, f"study {format} {len(rows)} {self.seed}")
+
+    def fit(
+        self,
+        model: Model,
+        rows: Rows | Sequence[Rows],
+        models: Mapping[str, Model] | None = None,
+        folder: Path | None = None,
+        **settings: Any,
+    ) -> Fitted:
+        """Train a model in place, with the settings of a `train` stage. The tuning stays attached.
+
+        Args:
+            models: what the settings' names of other models stand for, besides those of lab bases.
+            folder: where the training keeps what the settings ask for, such as snapshots.
+        """
         values = {"steps": 60, "batch_size": 32, "precision": "fp32", "spike": None, **settings}
-        return fit(model, rows, FitSettings(**values), folder=folder, seed=self.seed, load=self.base)
+        others = models or {}
+        return fit(
+            model,
+            rows,
+            FitSettings(**values),
+            folder=folder,
+            seed=self.seed,
+            load=lambda name: others[name] if name in others else self.base(name),
+        )
+
+    def copied(self, model: Model) -> Model:
+        """Return another model with the same numbers, all of which may train."""
+        twin = copy.deepcopy(model)
+        twin.module.requires_grad_(True)
+        return twin
+
+    def answer_logprobs(self, model: Model, questions: Iterable[tuple[str, str]]) -> list[NDArray[np.float64]]:
+        """Return the log-probability in nats of every token of each answer, end of text included."""
+        encoder = Encoder(model.tokenizer, model.module.config.max_position_embeddings)
+        contents = [{"prompt": prompt, "completion": answer} for prompt, answer in questions]
+        rows = [Row("completion", content, {}, Origin("<study>", None)) for content in contents]
+        return example_logprobs(model, [[sequence] for sequence in encoder.supervised_many(rows)])
 
     def accuracy(self, model: Model, skills: str | Sequence[str], num: int = 100) -> float:
         """Return the share of `num` held-out questions of each skill that a model answers exactly, in per cent."""

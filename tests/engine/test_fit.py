@@ -49,6 +49,19 @@ def test_without_a_folder_nothing_is_left_behind() -> None:
     assert fitted.cost["steps"] == 2
 
 
+def test_a_budget_of_tokens_is_reached_and_not_passed_by_an_example(tmp_path: Path) -> None:
+    fitted = fit(tiny("llama"), rows(), settings(tokens=150), folder=tmp_path)
+    assert 150 <= fitted.cost["tokens"] < 150 + fitted.details["longest"]
+    with pytest.raises(ValidationError, match="steps and tokens are one choice"):
+        settings(steps=3, tokens=150)
+
+
+def test_memory_before_the_first_step_and_time_to_attach_are_told(tmp_path: Path) -> None:
+    fitted = fit(tiny("llama"), rows(), settings(steps=2), folder=tmp_path)
+    assert 0 < fitted.cost["start_memory_bytes"] <= fitted.cost["peak_memory_bytes"]
+    assert fitted.cost["attach_seconds"] > 0
+
+
 def test_an_over_long_row_stops_with_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"made\.jsonl:41: .*on_bad_rows: skip"):
         fit(tiny("llama"), rows(LONG), settings(steps=1), folder=tmp_path)

@@ -312,6 +312,23 @@ def test_the_subset_is_fixed_seeded_and_in_order(tmp_path: Path) -> None:
     assert len(suite.model_copy(update={"examples": None}).rows(tmp_path, 1)) == 50
 
 
+def test_two_halves_share_no_row_and_make_the_whole(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}"} for number in range(31)]
+    suite = Perplexity(source=source(write_rows(tmp_path / "rows.jsonl", rows)), examples=None)
+
+    def texts(half: str | None, seed: int = 3) -> list[str]:
+        return [str(row.content["text"]) for row in suite.model_copy(update={"half": half}).rows(tmp_path, seed)]
+
+    first, second = texts("first"), texts("second")
+    assert (len(first), len(second)) == (15, 16) and not set(first) & set(second)
+    assert set(first) | set(second) == set(texts(None))
+    assert first == texts("first") and first != texts("first", seed=4)
+    # A row that is left out leaves its half, and moves no other one.
+    one = suite.model_copy(update={"half": "first"})
+    left = one.rows(tmp_path, 3, excluded=[one.contents(tmp_path, 3)[0]])
+    assert [row.content["text"] for row in left] == first[1:]
+
+
 def test_shorthands_of_a_recipe() -> None:
     parse = TypeAdapter(Suite).validate_python
     assert parse("drift").method_name == "drift"

@@ -12,7 +12,7 @@ from objective_rows import OBJECTIVES, encoded, gradients, setup_of
 from temper.core.schedule import Moment
 from temper.data.pack import pack
 from temper.objectives.base import Objective
-from training import make_loop, moved_slightly, trained
+from training import make_loop, moved_slightly, trained, trained_with_a_break
 
 EVERY = pytest.mark.parametrize("name", OBJECTIVES)
 
@@ -69,17 +69,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, name: str, tun
     # Eight steps of four examples, of twenty: the second epoch begins before the checkpoint that is continued from.
     settings = {"made": made, "objective": OBJECTIVES[name], "tune": tune, "checkpoint_steps": 3}
     expected = trained(make_loop(tmp_path / "whole", **settings))
-
-    class Stopped(Exception):
-        pass
-
-    def stop_at(metrics: dict[str, float]) -> None:
-        if metrics["step"] == 7:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        make_loop(tmp_path / "cut", on_step=stop_at, **settings).run()
-    got = trained(make_loop(tmp_path / "cut", **settings))
+    got = trained_with_a_break(tmp_path / "cut", 7, **settings)
     assert all(torch.equal(got[parameter], value) for parameter, value in expected.items())
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from temper.retain.base import Retain
-from training import examples, make_loop, trained
+from training import examples, make_loop, trained, trained_with_a_break
 
 NAMED = {"of": "old.jsonl"}
 RETAIN: dict[str, object] = {
@@ -25,17 +25,7 @@ EVERY = pytest.mark.parametrize("name", RETAIN)
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, name: str, tune: str) -> None:
     settings = {"retain": (RETAIN[name],), "tune": tune, "checkpoint_steps": 3}
     expected = trained(make_loop(tmp_path / "whole", **settings))
-
-    class Stopped(Exception):
-        pass
-
-    def stop_at(metrics: dict[str, float]) -> None:
-        if metrics["step"] == 5:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        make_loop(tmp_path / "cut", on_step=stop_at, **settings).run()
-    got = trained(make_loop(tmp_path / "cut", **settings))
+    got = trained_with_a_break(tmp_path / "cut", 5, **settings)
     assert all(torch.equal(got[parameter], value) for parameter, value in expected.items())
 
 

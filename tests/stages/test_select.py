@@ -82,7 +82,7 @@ def test_rows_keep_their_columns_and_get_their_score(tmp_path: Path, base: Path)
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        ({"method": "grape", "data": ["text.jsonl"]}, "'grape' cannot choose from rows of format text"),
+        ({"method": "grape", "data": ["text.jsonl"]}, "'grape' cannot work with rows of format text"),
         ({"method": "random", "data": ["a.jsonl"], "column": "task"}, "has a column 'task' already"),
     ],
 )

@@ -48,6 +48,25 @@ def test_hft_draws_half_of_each_kind_in_each_block(family: str) -> None:
     assert not any(model.anatomy.embedding in name or model.anatomy.head in name for name in names)
 
 
+def test_hft_trains_two_of_three_matrices_in_a_random_half_of_the_blocks_and_one_in_the_others() -> None:
+    model = tiny("llama", num_hidden_layers=4)
+    larger = []
+    for seed in range(8):
+        tuning = HalfFineTuning().attach(model, seed=seed)
+        names = {name for name, _ in tuning.parameters()}
+        by_block = [
+            sum(f"{part.path}.weight" in names for part in block.parts if part.name in ("gate", "up", "down"))
+            for block in model.anatomy.blocks
+        ]
+        assert sorted(by_block) == [1, 1, 2, 2]
+        larger.append(tuple(by_block))
+        # The paper trains embeddings and head.
+        assert {"model.embed_tokens.weight", "lm_head.weight"} <= names
+        tuning.detach()
+    # Of six ways to choose two blocks of four, eight fair draws give one alone in fewer than one case of 10^5.
+    assert len(set(larger)) > 1
+
+
 def test_hft_leaves_the_other_half_bit_for_bit_and_draws_anew_by_seed(tmp_path: Path) -> None:
     model = tiny("llama")
     before = weights(model)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from temper.cli import chat, doctor, lab, measure, methods, plan, report, run
+from temper.cli import chat, compare, doctor, lab, measure, methods, plan, report, run
 from temper.core.errors import GateError, StageError, TemperError, TrainingError
 
 app = typer.Typer(
@@ -46,7 +46,7 @@ def _options(
     pass
 
 
-for _group in (run, plan, methods, measure, chat, report, doctor):
+for _group in (run, compare, plan, methods, measure, chat, report, doctor):
     _group.add_to(app)
 app.add_typer(lab.app, name="lab")
 

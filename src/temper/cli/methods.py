@@ -40,7 +40,7 @@ def methods(
 
     axes = catalogue()
     if name is not None:
-        pages = [page for axis in axes for page in axis.methods if name in (page.name, f"{page.axis}/{page.name}")]
+        pages = [page for axis in axes for page in axis.methods if name in (page.name, page.path)]
         named = [axis for axis in axes if axis.name == name]
         if not pages and not named:
             known = [axis.name for axis in axes] + [page.name for axis in axes for page in axis.methods]
@@ -85,6 +85,8 @@ def _page(page: MethodPage) -> str:
     width = max((len(field.name) for field in page.fields), default=0)
     lines = [f"{page.name} ({page.axis}, {page.module})", "", page.text, "", "settings:"]
     lines += [f"  {field.name:<{width}}  {_field(field)}" for field in page.fields] or ["  none"]
+    if page.needs:
+        lines += ["", "needs:", *(f"  {need}" for need in page.needs)]
     return "\n".join(lines)
 
 

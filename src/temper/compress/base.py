@@ -60,6 +60,10 @@ class Original(Protocol):
 class Compress(Method, axis="compress", packages=("temper.compress",)):
     """How is a model made small?"""
 
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        return (*super().needs(), *(("data to learn from",) if cls.declares("sources") else ()))
+
     def sources(self) -> Sequence[Source]:
         """Return the data that it learns from."""
         return ()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
@@ -70,6 +70,8 @@ class Method(Settings):
     """settings with which it can be tried on the lab's data, where its defaults do not do"""
     formats: ClassVar[frozenset[str] | None] = None
     """the row formats that it works on; None where it looks at no rows"""
+    extra: ClassVar[str] = ""
+    """the extra of this package that brings what it cannot do without; none where empty"""
     _packages: ClassVar[tuple[str, ...]] = ()
     _registered: ClassVar[dict[str, type[Method]]] = {}
     _axis_class: ClassVar[type[Method]]
@@ -98,6 +100,18 @@ class Method(Settings):
             _import_all(package)
         load_entry_points()
         return dict(sorted(cls._registered.items()))  # type: ignore[arg-type]
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        """Say what it needs of its surroundings, as its class declares it; axes add what is declared to them."""
+        rows = () if cls.formats is None else (f"rows of format {', '.join(sorted(cls.formats))}",)
+        extra = (f"the extra `{cls.extra}`: pip install 'temper-llm[{cls.extra}]'",) if cls.extra else ()
+        return (*rows, *extra)
+
+    @classmethod
+    def declares(cls, hook: str) -> bool:
+        """Tell whether it has a hook of its axis' base class of its own: what it needs, it declares there."""
+        return getattr(cls, hook) is not getattr(cls._axis_class, hook)
 
     @classmethod
     def parse(cls, written: object) -> Self:
@@ -172,6 +186,16 @@ class Method(Settings):
 
 AXES: dict[str, type[Method]] = {}
 
+CALIBRATION = "a calibration pass: some rows are looked at before training begins, where its settings ask for that"
+OTHER_MODELS = "another model's outputs, besides the one that trains"
+
+
+def on_many_processes(works_on_pieces: bool) -> str:
+    """Say how a method stands to several processes."""
+    if works_on_pieces:
+        return "on several processes, nothing: tensors may be divided among them"
+    return "on several processes, every tensor whole on each of them"
+
 
 class Live:
     """What a method hands out for one training run: everything that changes while training.
@@ -216,6 +240,17 @@ def _methods_in_value(value: object) -> list[Method]:
     if isinstance(value, list | tuple):
         return [method for item in value for method in _methods_in_value(item)]
     return []
+
+
+def axes_in(annotation: Any, is_list: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yield the axes whose methods a field takes, by its annotation, and whether it takes a list of them."""
+    if isinstance(annotation, type) and issubclass(annotation, Method) and annotation.axis:
+        if not annotation.method_name:
+            yield annotation.axis, is_list
+        return
+    inside = is_list or get_origin(annotation) in (tuple, list)
+    for argument in get_args(annotation):
+        yield from axes_in(argument, inside)
 
 
 def _types_in(annotation: object) -> set[type]:

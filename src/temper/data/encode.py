@@ -73,9 +73,8 @@ class Encoder:
     @classmethod
     def of(cls, model: Model, max_length: int, truncate: bool = False) -> Encoder:
         """Return the encoder of a model, which can read no more tokens than it has positions."""
-        config = model.module.config.get_text_config()
         num_embedded = model.module.get_input_embeddings().num_embeddings
-        return cls(model.tokenizer, min(max_length, config.max_position_embeddings), truncate, num_embedded)
+        return cls(model.tokenizer, min(max_length, model.num_positions), truncate, num_embedded)
 
     def __post_init__(self) -> None:
         assert self.max_length >= 2

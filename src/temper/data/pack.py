@@ -125,16 +125,20 @@ def _labels(sequences: Sequence[Tokens]) -> Tensor | None:
     return torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
 
-def split_by_cost(examples: Sequence[Example], micro_tokens: int) -> list[list[Example]]:
+def split_by_cost(examples: Sequence[Example], micro_tokens: int, prompt_length: int = 0) -> list[list[Example]]:
     """Divide a step's examples into as few micro-batches of at most `micro_tokens` as first-fit-decreasing finds.
 
     An example longer than that is a micro-batch of its own. Examples keep their order inside a micro-batch.
+
+    Args:
+        prompt_length: places that a model's soft prompts take before every document, which count as tokens.
     """
-    order = sorted(range(len(examples)), key=lambda index: (-examples[index].num_tokens, index))
+    sizes = [example.num_tokens + prompt_length * len(example.sequences) for example in examples]
+    order = sorted(range(len(examples)), key=lambda index: (-sizes[index], index))
     bins: list[list[int]] = []
     room: list[int] = []
     for index in order:
-        size = examples[index].num_tokens
+        size = sizes[index]
         place = next((number for number, left in enumerate(room) if left >= size), None)
         if place is None:
             bins.append([index])

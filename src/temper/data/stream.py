@@ -329,13 +329,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage trains: passes over its data, or optimizer steps; exactly one is given."""
+    """How long a stage trains: passes over its data, optimizer steps, or tokens; exactly one is given."""
 
     epochs: float | None = None
     steps: int | None = None
+    tokens: int | None = None
+    """of all streams; the example that reaches it is the last one"""
 
     def __post_init__(self) -> None:
-        assert (self.epochs is None) != (self.steps is None)
+        assert [self.epochs, self.steps, self.tokens].count(None) == 2
 
 
 class Steps:
@@ -361,19 +363,20 @@ class Steps:
         self.parts = [1 - sum(part for _, part in shares), *(part for _, part in shares)]
         self.budget, self.batch_size, self.batch_tokens = budget, batch_size, batch_tokens
         self.used = [0] * len(self.streams)
-        self.step = 0
+        self.step = self.tokens = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the streams stand; an example that waits for the next step is drawn again."""
         return {
             "step": self.step,
+            "tokens": self.tokens,
             "used": list(self.used),
             "places": [stream.state_dict() for stream in self.streams],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        self.step, self.used = state["step"], list(state["used"])
+        self.step, self.tokens, self.used = state["step"], state["tokens"], list(state["used"])
         for stream, place in zip(self.streams, state["places"], strict=True):
             stream.load_state_dict(place)
 
@@ -392,6 +395,8 @@ class Steps:
         """Share of the budget used up, 0 to 1."""
         if self.budget.steps is not None:
             return min(1.0, self.step / self.budget.steps)
+        if self.budget.tokens is not None:
+            return min(1.0, self.tokens / self.budget.tokens)
         assert self.budget.epochs is not None
         return min(1.0, self.streams[0].passes / self.budget.epochs)
 
@@ -412,6 +417,8 @@ class Steps:
             stream = self.streams[index]
             if self.budget.epochs is not None and self.streams[0].is_past(self.budget.epochs):
                 return drawn
+            if self.budget.tokens is not None and self.tokens >= self.budget.tokens:
+                return drawn
             before = stream.place
             example = stream.next()
             cost = 1 if self.batch_size is not None else example.num_tokens
@@ -422,6 +429,7 @@ class Steps:
                 return drawn
             drawn.append(example)
             size += cost
+            self.tokens += example.num_tokens
             self.used[index] += cost
             if size >= limit:
                 return drawn

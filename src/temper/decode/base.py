@@ -49,7 +49,7 @@ class Decode(Method, axis="decode", packages=("temper.decode",)):
                 )
         name = hash_json([self.written(), self.code_version(), [model.fingerprint for model in models]])
         fused = Fused(self, tuple(models[1:]))
-        return replace(first, fingerprint=name, folder=None, is_changed=False, fusion=fused)
+        return replace(first, fingerprint=name, folder=None, is_changed=False, head=None, fusion=fused)
 
 
 @dataclass(frozen=True)

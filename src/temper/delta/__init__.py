@@ -3,6 +3,7 @@
 from temper.delta.base import Delta, Provenance, Undo, read_delta, write_provenance
 from temper.delta.dense import DenseDelta, add, subtract
 from temper.delta.low_rank import Factors, LowRankDelta, spread, stack
+from temper.delta.prompt import PromptDelta
 from temper.delta.sparse import SparseChange, SparseDelta
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "DenseDelta",
     "Factors",
     "LowRankDelta",
+    "PromptDelta",
     "Provenance",
     "SparseChange",
     "SparseDelta",

@@ -4,8 +4,9 @@ Decisions:
 - A delta speaks of parameters by name and gives the change of each as a dense tensor of its stored shape,
   one at a time, so that no kind ever needs a second copy of a model.
 - Changes are computed in float32 and rounded once, into the parameter's own dtype.
+- A linear module that lacks a bias has one of 0: a change to it gives the model this bias.
 - A kind is one file in this package: subclassing with `kind=` registers it, and `read_delta` asks the
-  folder (`temper.json`), then every kind, which one wrote it.
+  folder which one wrote it: `temper.json`, or for an adapter from elsewhere PEFT's own type.
 - Provenance lies in a file of its own, so that a folder in another tool's layout stays that.
 """
 
@@ -28,9 +29,12 @@ from temper.core.errors import ModelError, TemperError, nearest
 from temper.core.files import write_json
 from temper.core.methods import load_entry_points
 from temper.core.version import temper_version
+from temper.models.biases import Given, give_biases, lacking_linear, take_biases
 from temper.models.model import Model
 
 PROVENANCE_FILE = "temper.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's layout"""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class Provenance:
 class Undo:
     """Gives back what applying a delta overwrote. Where several were applied, undo the last one first."""
 
-    def __init__(self, kept: dict[nn.Parameter, Tensor] | None) -> None:
-        self._kept = kept
+    def __init__(self, kept: dict[nn.Parameter, Tensor] | None, module: nn.Module, given: Given) -> None:
+        self._kept, self._module, self._given = kept, module, given
 
     def undo(self) -> None:
         """Put the original values back, bit for bit.
@@ -67,13 +71,18 @@ class Undo:
         with torch.no_grad():
             for parameter, value in self._kept.items():
                 parameter.copy_(value)
-        self._kept = {}
+        take_biases(self._module, self._given)
+        self._kept, self._given = {}, Given()
 
 
 class Delta(ABC):
     """A change to a model's parameters."""
 
     kind: ClassVar[str] = ""
+    peft_type: ClassVar[str] = ""
+    """what PEFT calls an adapter of this kind, empty where it has none"""
+    is_attached: ClassVar[bool] = False
+    """It changes no weight: applied it stands beside the model, and `names`, `update` and what rests on them refuse."""
     provenance: Provenance
 
     def __init_subclass__(cls, *, kind: str = "", **rest: Any) -> None:
@@ -118,11 +127,6 @@ class Delta(ABC):
         """
 
     @classmethod
-    def recognises(cls, folder: Path) -> bool:
-        """Say whether a folder without `temper.json` is of this kind, written by another tool."""
-        return False
-
-    @classmethod
     def add_same(cls, deltas: Sequence[Self]) -> Delta | None:
         """Return the sum of deltas of this kind in its own form, None where it has none."""
         return None
@@ -140,6 +144,10 @@ class Delta(ABC):
         parameters = dict(module.named_parameters(remove_duplicate=False))
         seen: dict[nn.Parameter, str] = {}
         for name in self.names():
+            linear = None if name in parameters else lacking_linear(module, name)
+            if linear is not None:
+                check_shape(name, self.update_shape(name), (linear.out_features,))
+                continue
             parameter = find_parameter(parameters, name)
             check_shape(name, self.update_shape(name), parameter.shape)
             if parameter in seen:
@@ -166,6 +174,7 @@ class Delta(ABC):
         """
         module: nn.Module = model.module if isinstance(model, Model) else model
         delta = self.fit(module)
+        given = give_biases(module, delta.names())
         parameters = dict(module.named_parameters(remove_duplicate=False))
         kept: dict[nn.Parameter, Tensor] = {}
         if isinstance(model, Model):
@@ -173,10 +182,10 @@ class Delta(ABC):
         with torch.no_grad():
             for name in delta.names():
                 parameter = parameters[name]
-                if keep:
+                if keep and name not in given.names:
                     kept[parameter] = parameter.detach().clone()
                 parameter.copy_(parameter.float() + delta.update(name, parameter))
-        return Undo(kept if keep else None)
+        return Undo(kept if keep else None, module, given)
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, provenance last."""
@@ -234,9 +243,18 @@ def _read_delta(folder: Path) -> Delta:
                 f"{note}: kind: {written['kind']!r} is no kind of delta; {nearest(written['kind'], kinds)}"
             )
         return kinds[written["kind"]].read(folder, Provenance(**written["provenance"]))
-    for kind in kinds.values():
-        if kind.recognises(folder):
-            return kind.read(folder, None)
+    config = folder / CONFIG_FILE
+    if config.is_file():
+        found = json.loads(config.read_text(encoding="utf-8")).get("peft_type")
+        by_type = {kind.peft_type: kind for kind in kinds.values() if kind.peft_type}
+        if found is None:
+            raise ModelError(f"{config}: peft_type: is missing; save the adapter again with PEFT")
+        if found not in by_type:
+            raise ModelError(
+                f"{config}: peft_type: {found!r} is not supported, {' and '.join(sorted(by_type))} are; "
+                "in PEFT: merge_and_unload, and give the merged model"
+            )
+        return by_type[found].read(folder, None)
     raise ModelError(f"{folder}: holds neither {PROVENANCE_FILE} nor a PEFT adapter; give a stage's delta folder")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from temper.core.errors import ModelError, nearest
 from temper.delta.base import Delta, Provenance, check_shape
-from temper.delta.tensors import ComputedTensors, open_weights, read_tensors
+from temper.delta.tensors import ComputedTensors, open_weights, read_prompts, read_tensors, with_zeros
 from temper.models.model import Model
 
 SHARD_BYTES = 2**31
@@ -39,13 +39,23 @@ class DenseDelta(Delta, kind="dense"):
     ) -> Self:
         """Return what was done to `base` to make `tuned`, for the parameters that differ.
 
+        A bias that only `tuned` has was 0.
+
         Both are read once, a tensor at a time, to find these. From two folders the differences are computed when
         asked for; a model in memory may change later, so that its differences are computed and held at once.
 
         Raises:
-            ModelError: a parameter that only one of them has, or has in another shape.
+            ModelError: a parameter that only one of them has, or has in another shape, or other soft prompts.
         """
-        new, old = open_weights(tuned), open_weights(base)
+        if not torch.equal(read_prompts(tuned), read_prompts(base)):
+            raise ModelError(
+                "the models read other soft prompts, which no difference of weights can hold; compare models with the "
+                "same prompts, or take the change since the stage that made the prompt"
+            )
+        new: Mapping[str, Tensor] = open_weights(tuned)
+        old: Mapping[str, Tensor] = open_weights(base)
+        gained = [name for name in new if name not in old and name.endswith(".bias")]
+        old = with_zeros(old, {name: new[name].shape for name in gained if f"{name[:-5]}.weight" in old})
         for name in sorted(set(new) ^ set(old)):
             here, there = ("tuned model", "base") if name in new else ("base", "tuned model")
             raise ModelError(f"{name}: is in the {here} and not in the {there}; compare models of one architecture")

@@ -54,12 +54,6 @@ def best_width(density: float) -> int:
     return max(0, 1 + math.floor(math.log2(math.log(golden - 1) / math.log1p(-density))))
 
 
-def expected_bits(density: float) -> float:
-    """Return the bits that an entry which is not 0 takes on average, its sign included."""
-    width = best_width(density)
-    return float(width + 1 / (1 - (1 - density) ** (2**width)) + 1)
-
-
 def entropy_bits(density: float) -> float:
     """Return the bits for each entry of the vector, zeros included, below which no code can come."""
     if density in (0.0, 1.0):

@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,11 +35,9 @@ from transformers.pytorch_utils import Conv1D
 
 from temper.core.errors import ModelError, nearest
 from temper.core.files import write_json
-from temper.delta.base import Delta, Provenance, check_shape
+from temper.delta.base import CONFIG_FILE, WEIGHTS_FILE, Delta, Provenance, check_shape
 from temper.delta.dense import merged_provenance
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
@@ -111,6 +109,8 @@ def stack(parts: Sequence[Factors]) -> Factors:
 
 class LowRankDelta(Delta, kind="low_rank"):
     """Factors by module path."""
+
+    peft_type: ClassVar[str] = "LORA"
 
     def __init__(self, factors: Mapping[str, Factors], provenance: Provenance | None = None) -> None:
         self.factors = dict(factors)
@@ -188,10 +188,6 @@ class LowRankDelta(Delta, kind="low_rank"):
             tensors[f"{PREFIX}{path}.lora_B.weight"] = factors.b_OR.detach().cpu().contiguous().clone()
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(folder / CONFIG_FILE, _config(self.factors, self.provenance.base_name))
-
-    @classmethod
-    def recognises(cls, folder: Path) -> bool:
-        return (folder / CONFIG_FILE).is_file()
 
     @classmethod
     def read(cls, folder: Path, provenance: Provenance | None) -> Self:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from temper.core.errors import ModelError
-from temper.models.fingerprint import read_config, weight_files
+from temper.models.fingerprint import PROMPT, PROMPT_NAME, read_config, weight_files
 from temper.models.load import load_model
 from temper.models.model import Model
+from temper.models.prompt import all_prompts
 
 
 class ComputedTensors(Mapping[str, Tensor]):
@@ -62,6 +63,14 @@ def module_tensors(module: nn.Module) -> ComputedTensors:
     return ComputedTensors(parameters, lambda name: parameters[name].detach())
 
 
+def with_zeros(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Mapping[str, Tensor]:
+    """Return tensors and, by name and shape, further ones of 0."""
+    if not shapes:
+        return tensors
+    names = [*tensors, *(name for name in shapes if name not in tensors)]
+    return ComputedTensors(names, lambda name: tensors[name] if name in tensors else torch.zeros(shapes[name]))
+
+
 def open_weights(source: Path | Model | nn.Module) -> ComputedTensors:
     """Return the weights of a model by parameter name.
 
@@ -80,6 +89,15 @@ def open_weights(source: Path | Model | nn.Module) -> ComputedTensors:
     if names and all(name in weights for name in names):
         return ComputedTensors(names, weights.__getitem__)
     return module_tensors(load_model(source).module)
+
+
+def read_prompts(source: Path | Model | nn.Module) -> Tensor:
+    """Return the soft prompts of a model one after another, float32 (P, D); (0,) where there is none."""
+    if isinstance(source, Model):
+        return all_prompts(source).detach().cpu() if source.prompts else torch.empty(0)
+    if isinstance(source, Path) and (source / PROMPT).is_file():
+        return read_tensors([source / PROMPT])[PROMPT_NAME]
+    return torch.empty(0)
 
 
 def _parameter_names(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from temper.data.pack import Batch
 from temper.models.model import Model
+from temper.models.prompt import prompt_lengths
 from temper.models.recompute import num_recomputed
 from temper.signals.head import KEPT_VALUES
 
@@ -46,10 +47,10 @@ def peak_memory_bytes(device: torch.device) -> int:
 class FlopCounter:
     """Counts a step's operations from shapes: two for each multiplication of a matrix product.
 
-    Forward: 2 per weight of a block and token, 2 per weight of the head and supervised token, 4 H E (pairs of tokens)
-    per block for attention. Backward: as much for the gradient of the inputs, as much again for the gradient of
-    the weights that train. The head's logits are computed twice where they are too many to be held, and the forward
-    pass of a `recompute` share of the blocks as well.
+    Forward: 2 per weight of a block and token (soft prompts included), 2 per weight of the head and supervised token,
+    4 H E (pairs of tokens) per block for attention. Backward: as much for the gradient of the inputs, as much again for
+    the gradient of the weights that train. The head's logits are computed twice where they are too many to be held, and
+    the forward pass of a `recompute` share of the blocks as well.
     """
 
     def __init__(self, model: Model, recompute: float = 0.0) -> None:
@@ -67,11 +68,13 @@ class FlopCounter:
         self.again = sum(part.in_features * part.out_features for part in anatomy.parts() if part.block < again)
         self.attention_again = sum(block.num_heads * block.head_dim for block in anatomy.blocks[:again])
         self.attention = sum(block.num_heads * block.head_dim for block in anatomy.blocks)
+        self.model = model
 
     def count(self, batch: Batch) -> float:
         """Return the operations of a forward and backward pass over a batch."""
-        pairs = sum(length * (length + 1) // 2 for length in batch.lengths)
-        blocks = 2.0 * batch.num_tokens * (2 * self.block + self.block_trained + self.again)
+        lengths = prompt_lengths(self.model, batch.lengths)
+        pairs = sum(length * (length + 1) // 2 for length in lengths)
+        blocks = 2.0 * sum(lengths) * (2 * self.block + self.block_trained + self.again)
         is_computed_again = batch.num_supervised * self.vocabulary > KEPT_VALUES
         head = 2.0 * batch.num_supervised * ((2 + is_computed_again) * self.head + self.head_trained)
         return blocks + head + 4.0 * pairs * (3 * self.attention + self.attention_again)

@@ -5,9 +5,12 @@ The recipe's `train` stage and a Python script both end here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -76,9 +79,14 @@ class FitSettings(Settings):
         description="how the learning rate changes: constant, linear, cosine, wsd",
     )
     epochs: PositiveFloat | None = Field(
-        None, description="passes over the data; 1 where neither it nor steps is given"
+        None, description="passes over the data; 1 where neither it, steps nor tokens is given"
     )
     steps: PositiveInt | None = Field(None, description="optimizer steps, instead of epochs")
+    tokens: PositiveInt | None = Field(
+        None,
+        description="tokens to train on, replayed ones included, instead of epochs; the example that reaches them is "
+        "the last",
+    )
     batch_size: PositiveInt | None = Field(
         None, description="examples per optimizer step; 32 where neither it nor batch_tokens is given"
     )
@@ -121,7 +129,8 @@ class FitSettings(Settings):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> FitSettings:
-        for one, other in (("epochs", "steps"), ("batch_size", "batch_tokens")):
+        lengths = itertools.combinations(("epochs", "steps", "tokens"), 2)
+        for one, other in (*lengths, ("batch_size", "batch_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise SettingError(
                     other,
@@ -155,6 +164,8 @@ class FitSettings(Settings):
         """How long to train."""
         if self.steps is not None:
             return Budget(steps=self.steps)
+        if self.tokens is not None:
+            return Budget(tokens=self.tokens)
         return Budget(epochs=1.0 if self.epochs is None else self.epochs)
 
 
@@ -208,8 +219,11 @@ def fit(
         >>> fitted = fit(load_model("my-model"), rows, FitSettings(tune="lora", lr=1e-3, steps=100))
         >>> fitted.tuning.save(Path("out"))
     """
-    if world is None:
-        with World.join() as joined:
+    if world is None or folder is None:
+        with ExitStack() as held:
+            together = held.enter_context(World.join()) if world is None else world
+            if folder is None:
+                folder = Path(together.broadcast(held.enter_context(tempfile.TemporaryDirectory(prefix="temper-"))))
             return fit(
                 model,
                 rows,
@@ -221,22 +235,7 @@ def fit(
                 load=load,
                 stage=stage,
                 on_step=on_step,
-                world=joined,
-            )
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="temper-") as temporary:
-            return fit(
-                model,
-                rows,
-                settings,
-                folder=Path(world.broadcast(temporary)),
-                seed=seed,
-                on_bad_rows=on_bad_rows,
-                open_source=open_source,
-                load=load,
-                stage=stage,
-                on_step=on_step,
-                world=world,
+                world=together,
             )
     sources = [rows] if isinstance(rows, Rows) else list(rows)
     rows = Rows.concatenate(sources, "")
@@ -249,10 +248,13 @@ def fit(
     if not divides:
         model.module.to(device)
     reset_peak_memory(device)
+    held_before = peak_memory_bytes(device)
     if model.is_changed:
-        model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
+        model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer, model.prompts)
     data = prepare(model, sources, settings, seed, on_bad_rows, open_source)
+    attaching = time.monotonic()
     tuning = attach(model, settings, seed, _calibrated(model, data, settings))
+    attach_seconds = time.monotonic() - attaching
     model.is_changed = True
     placement = Sharded(world, model, dtype_of(settings)) if divides else Replicated(world)
     trackings = [tracker.open(stage, folder) for tracker in settings.track if world.is_main]
@@ -291,7 +293,8 @@ def fit(
         **({} if data.mixture is None else {"mixture": data.mixture.report()}),
     }
     cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
-    cost["peak_memory_bytes"] = peak_memory_bytes(device)
+    cost |= {"attach_seconds": attach_seconds, "peak_memory_bytes": peak_memory_bytes(device)}
+    cost["start_memory_bytes"] = held_before
     return Fitted(tuning, loop.target, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
 
 
@@ -341,7 +344,7 @@ def prepare(
         SettingError, DataError: rows that cannot be trained on.
     """
     rows = Rows.concatenate(list(sources), "")
-    encoder = Encoder.of(model, settings.max_length, settings.truncate)
+    encoder = _encoder(model, settings)
 
     def encode(row: Row) -> list[tuple[Tokens, ...]]:
         return settings.objective.encode(row, encoder)
@@ -361,7 +364,8 @@ def prepare(
                 f"holds out {len(held_out)} rows of which none can be used",
                 "hold out more, or mend the rows put aside",
             )
-        batches = to_batches(examples, default_micro_tokens(settings))
+        prompt_length = model.prompt_length + settings.tune.prompt_length
+        batches = to_batches(examples, default_micro_tokens(settings), prompt_length)
         validation = Validation(batches, settings.validation.every_steps, settings.validation.patience)
 
     def encoded_of(sources: Sequence[Source]) -> EncodedRows:
@@ -402,13 +406,30 @@ def prepare(
     return data
 
 
+def _encoder(model: Model, settings: FitSettings) -> Encoder:
+    """Return the encoder of a model with the prompt that the tuner will put before every document.
+
+    Raises:
+        SettingError: the prompt leaves no room.
+    """
+    own = settings.tune.prompt_length
+    left = model.num_positions - own
+    if left < 2:
+        taken = model.prompt_length + own
+        reason = f"positions of soft prompts leave no room in the model's {left + taken}"
+        raise SettingError("train.tune", taken, reason, "take a shorter prompt")
+    return Encoder.of(model, min(settings.max_length, left), settings.truncate)
+
+
 def _calibrated(model: Model, data: Data, settings: FitSettings) -> Calibration | None:
     """Return what the tuner declared, filled; None where it declared nothing."""
     calibration = settings.tune.calibration(model)
     if calibration is not None:
         device = next(model.module.parameters()).device
         examples = data.draw(calibration.sources, calibration.num_examples)[: calibration.num_examples]
-        batches = [batch.to(device) for batch in to_batches(examples, default_micro_tokens(settings))]
+        batches = [
+            batch.to(device) for batch in to_batches(examples, default_micro_tokens(settings), model.prompt_length)
+        ]
         with computing_in(dtype_of(settings), device):
             observe(model, batches, [calibration])
     return calibration
@@ -480,7 +501,7 @@ def assemble(
         placement=placement,
         further=further,
     )
-    data.mean_loss = lambda examples: loop.mean_loss(to_batches(examples, loop.micro_tokens))
+    data.mean_loss = lambda examples: loop.mean_loss(to_batches(examples, loop.micro_tokens, model.prompt_length))
     return loop
 
 

@@ -173,6 +173,8 @@ class Loop:
         names = [type(one).__name__ for one in self.retentions if type(one).before_batches != Retention.before_batches]
         if type(self.target).before_batches != Target.before_batches:
             names.append(type(self.target).__name__)
+        if type(self.tuning).before_batches != Tuning.before_batches:
+            names.append(type(self.tuning).__name__)
         if names:
             raise TrainingError(
                 f"{', '.join(names)}: looks at all examples of a step together, of which each of {self.world.size} "
@@ -194,7 +196,7 @@ class Loop:
         factor = self.schedule.value(moment)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        passes = self.placement.divide(step.examples, self.micro_tokens)
+        passes = self.placement.divide(step.examples, self.micro_tokens, self.model.prompt_length)
         batches = [(pack(examples).to(self.device), counts) for examples, counts in passes]
         mine = [batch for batch, counts in batches if counts]
         units = self.world.sum({"units": sum(self.objective.units(batch) for batch in mine)})["units"]
@@ -293,12 +295,13 @@ class Loop:
 
     def batches(self, examples: Sequence[Example]) -> tuple[list[Batch], float]:
         """Return a step's micro-batches on one process, and the units that its loss is divided by."""
-        batches = to_batches(examples, self.micro_tokens)
+        batches = to_batches(examples, self.micro_tokens, self.model.prompt_length)
         return batches, sum(self.objective.units(batch) for batch in batches)
 
     def look_at(self, batches: Sequence[Batch], moment: Moment) -> None:
         """Show a step's micro-batches to the methods before the first of them is computed."""
         with computing_in(self.dtype, self.device):
+            self.tuning.before_batches(batches, moment)
             self.target.before_batches(batches, moment)
             for retention in self.retentions:
                 retention.before_batches(batches, moment)
@@ -308,11 +311,14 @@ class Loop:
     ) -> tuple[Loss, Tensor | None]:
         """Run a micro-batch forward, and backward where gradients are on; return its loss and the methods' own terms,
         detached."""
+        self.tuning.before_pass(batch)
         with computing_in(self.dtype, self.device):
             loss = self.placement.forward(partial(self.target.loss, batch, moment))
+        own = self.tuning.after_pass(batch)
+        total = loss.total * counts / units
         if torch.is_grad_enabled():
-            self.placement.backward(loss.total * counts / units, is_last)
-        terms = []
+            self.placement.backward(total if own is None else total + own * counts, is_last)
+        terms = [] if own is None else [own.detach()]
         for retention in self.retentions:
             with computing_in(self.dtype, self.device):
                 term = retention.batch_penalty(batch, moment)
@@ -440,9 +446,9 @@ class Loop:
             )
 
 
-def to_batches(examples: Sequence[Example], micro_tokens: int) -> list[Batch]:
-    """Pack examples into batches of at most `micro_tokens` tokens."""
-    return [pack(part) for part in split_by_cost(examples, micro_tokens)]
+def to_batches(examples: Sequence[Example], micro_tokens: int, prompt_length: int = 0) -> list[Batch]:
+    """Pack examples into batches of at most `micro_tokens` tokens, a model's soft prompts included."""
+    return [pack(part) for part in split_by_cost(examples, micro_tokens, prompt_length)]
 
 
 def _by_document(loss: Loss, batch: Batch) -> list[tuple[float, Origin]]:

@@ -43,10 +43,12 @@ class Replicated:
 
     world: World
 
-    def divide(self, examples: Sequence[Example], micro_tokens: int) -> list[tuple[list[Example], bool]]:
+    def divide(
+        self, examples: Sequence[Example], micro_tokens: int, prompt_length: int = 0
+    ) -> list[tuple[list[Example], bool]]:
         """Return this process' passes over a step's examples, and of each whether it counts."""
         shares = divide_by_cost(examples, self.world.data_size)
-        return [(part, True) for part in split_by_cost(shares[self.world.data_rank], micro_tokens)]
+        return [(part, True) for part in split_by_cost(shares[self.world.data_rank], micro_tokens, prompt_length)]
 
     def deal(self, items: Sequence[Item]) -> list[tuple[Item, bool]]:
         """Return this process' part of a list, and of each item whether it counts."""
@@ -109,8 +111,11 @@ class Sharded(Replicated):
         for parameter in self.plain.parameters():
             parameter.data = torch.empty(0)
 
-    def divide(self, examples: Sequence[Example], micro_tokens: int) -> list[tuple[list[Example], bool]]:
-        splits = [split_by_cost(part, micro_tokens) for part in divide_by_cost(examples, self.world.data_size)]
+    def divide(
+        self, examples: Sequence[Example], micro_tokens: int, prompt_length: int = 0
+    ) -> list[tuple[list[Example], bool]]:
+        parts = divide_by_cost(examples, self.world.data_size)
+        splits = [split_by_cost(part, micro_tokens, prompt_length) for part in parts]
         smallest = min(examples, key=lambda example: example.num_tokens)
         return _fill(splits[self.world.data_rank], max(map(len, splits)), [smallest])
 

@@ -7,11 +7,13 @@ CPU it is slower still.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
 
+from temper.engine.kept import keeping_less
 from temper.models.model import Model
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -49,8 +51,12 @@ def hold_in(model: Model, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which the forward pass runs."""
-    if dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+@contextmanager
+def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Be the context in which the forward pass runs."""
+    with ExitStack() as held:
+        held.enter_context(keeping_less())
+        if dtype != torch.float32:
+            # Autocast's cache would hold a copy of each weight until the pass ends.
+            held.enter_context(torch.autocast(device.type, dtype=dtype, cache_enabled=False))
+        yield

@@ -78,7 +78,7 @@ class Drift(Suite, name="drift"):
                 f"{self.label}: the text of the base {fingerprint} is not in {path.parent}, and the base is not in "
                 "memory; measure the base first, or hand it over as Subject.base"
             )
-        length = min(self.length, base.module.config.get_text_config().max_position_embeddings)
+        length = min(self.length, base.num_positions)
         texts = [np.array(text, np.int32) for text in sample_from_beginnings(base, self.texts, length, seed)]
         unscored = Reference(texts, [])
         reference = Reference(texts, example_logprobs(base, unscored.sequences()))

@@ -16,11 +16,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import Field
 
 from temper.core.errors import DataError
@@ -34,6 +35,9 @@ from temper.models.model import Model
 SEPARATOR = "\n\n"
 """between worked examples, and before the prompt, where prompts are text"""
 Prompt = str | list[dict[str, Any]]
+Half = Literal["first", "second"]
+_HALVES = 1
+"""parts the order that halves a split from the order that chooses rows"""
 
 
 class SourceSuite(Suite):
@@ -47,6 +51,9 @@ class SourceSuite(Suite):
     source: Source = Field(description="the data that is scored")
     split: Split = Field("test", description="which split of it; a source without splits has the same rows in both")
     examples: int | None = Field(200, ge=1, description="rows at most, a fixed random subset; null for all of them")
+    half: Half | None = Field(
+        None, description="first or second: only rows of that half of the split, so that one can choose by the other"
+    )
     max_length: int = Field(2048, ge=2, description="longest example, in tokens; the model's own limit where lower")
     on_bad_rows: OnBadRows = Field("stop", description="what a row that cannot be scored does: stop, or be left out")
 
@@ -76,15 +83,20 @@ class SourceSuite(Suite):
 
     def _chosen(self, cache: Path, seed: int, excluded: Sequence[str] = ()) -> tuple[Rows, list[int]]:
         rows = self.source.open(self.split, cache, self.on_bad_rows)
-        candidates = np.arange(len(rows))
+        candidates = np.arange(len(rows)) if self.half is None else self._half(len(rows), seed)
         if excluded:
             is_excluded = pc.is_in(rows.table["content"], value_set=pa.array(excluded, pa.large_string()))
-            candidates = candidates[~is_excluded.to_numpy().astype(bool)]
+            candidates = candidates[~is_excluded.to_numpy().astype(bool)[candidates]]
         if not len(candidates):
             raise DataError(self.source.label, None, f"holds no {self.split} row to score", "name a source with rows")
         if self.examples is not None:
             candidates = np.sort(np.random.default_rng(seed).permutation(candidates)[: self.examples])
         return rows, candidates.tolist()
+
+    def _half(self, num_rows: int, seed: int) -> NDArray[np.int64]:
+        mixed = np.random.default_rng([seed, _HALVES]).permutation(num_rows)
+        middle = num_rows // 2
+        return np.sort(mixed[:middle] if self.half == "first" else mixed[middle:])
 
     def num_unread(self, cache: Path) -> int:
         """Return how many rows of the source could not be read and were put aside."""
@@ -92,7 +104,7 @@ class SourceSuite(Suite):
 
     def length_limit(self, model: Model) -> int:
         """Return the longest example in tokens that setting and model allow."""
-        return min(self.max_length, int(model.module.config.get_text_config().max_position_embeddings))
+        return min(self.max_length, model.num_positions)
 
     def refuse(self, row: Row, reason: str) -> None:
         """Stop at a row that cannot be scored, unless bad rows are to be left out."""

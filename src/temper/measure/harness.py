@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -27,6 +27,8 @@ class Harness(Suite, name="harness"):
     Metrics that the harness computes over a whole corpus at once (BLEU, F1 over a set) have no number for an example
     and cannot be used; those that are means over examples (`acc`, `acc_norm`, `exact_match`) can.
     """
+
+    extra: ClassVar[str] = "harness"
 
     task: str = Field(min_length=1, description="the task's name in the harness, one task and not a group")
     metric: str | None = Field(None, description="the task's metric; by default its first")
@@ -47,7 +49,7 @@ class Harness(Suite, name="harness"):
 
     def measure(self, subject: Subject, cache: Path, seed: int = 0) -> Score:
         if find_spec("lm_eval") is None:
-            raise MissingExtra("lm_eval", "harness", f"the suite {self.label}")
+            raise MissingExtra("lm_eval", self.extra, f"the suite {self.label}")
         evaluator, tasks = importlib.import_module("lm_eval"), importlib.import_module("lm_eval.tasks")
         models = importlib.import_module("lm_eval.models.huggingface")
         manager = tasks.TaskManager(include_path=str(self.include_path) if self.include_path else None)

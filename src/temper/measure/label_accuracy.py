@@ -87,7 +87,7 @@ def predict(model: Model, head: LabelHead, sequences: list[Sequence]) -> list[li
     found: list[list[str]] = [[] for _ in sequences]
     numbered = [Example((sequence,), {"number": number}) for number, sequence in enumerate(sequences)]
     with torch.inference_mode(), evaluation_mode(model.module):
-        for group in split_by_cost(numbered, BATCH_TOKENS):
+        for group in split_by_cost(numbered, BATCH_TOKENS, model.prompt_length):
             batch = pack(group).to(head.weight_KD.device)
             logits_LK, _ = head.logits(model, batch)
             labels = iter(logits_LK.argmax(1).tolist())

@@ -12,15 +12,14 @@ performance maintenance, the mean, over tasks and all models after the one that 
 since; and transfer as a contrast, (after - before) / (after + before) of a task's accuracy around the learning of
 another one, from -1 to 1, on average over the pairs: backward for tasks learned before the other, forward for those
 still to be learned. And forgetting (Riemannian Walk for Incremental Learning, arXiv:1801.10112): the mean over tasks of
-the best earlier accuracy minus the last.
+the best earlier accuracy minus the last. What a suite's single-task expert tells besides is in `temper.measure.expert`.
 
 Deviations, because a recipe's stages and suites are not one task each:
 - Which stage learned which suite is given. A kept suite that no stage trained on counts as learned by the base, so
   that backward transfer says what became of it.
 - Only suites in unit `share` count: perplexities and nats have no common scale with accuracies.
 - b[j] is the base, not a random model. Suites that no stage learned do not count towards forward transfer.
-- A contrast of two zeros is left out, as 0 / 0. The paper's relative performance and sample efficiency compare whole
-  learning curves with those of single-task experts, which a matrix of finished stages does not hold.
+- A contrast of two zeros is left out, as 0 / 0.
 - Values that are missing are left out of means; a mean of nothing is None.
 """
 
@@ -30,6 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
 from temper.core.errors import SettingError, nearest
+from temper.measure.expert import Expert, relative_performance, sample_efficiency
 from temper.measure.report import Role, SuiteReport
 
 FEW_SHOT = "few-shot"
@@ -52,12 +52,16 @@ class Matrix(TypedDict):
     forgetting: float | None
     backward_contrast: float | None
     forward_contrast: float | None
+    intransigence: float | None
+    relative_performance: float | None
+    sample_efficiency: float | None
 
 
 def transfer_matrix(
     rows: Sequence[tuple[str, Mapping[str, SuiteReport]]],
     learned_at: Mapping[str, int] | None = None,
     lineage: Sequence[int] | None = None,
+    experts: Mapping[str, Expert] | None = None,
 ) -> Matrix:
     """Lay out what was measured, and say how learning one thing changed the others.
 
@@ -65,6 +69,7 @@ def transfer_matrix(
         rows: name and suites of each model: the base first, a row `few-shot` where there is one, then the stages.
         learned_at: for suites whose data was trained on, the row of the stage that did.
         lineage: rows from the base to the last model, each made from the one before; all but `few-shot` by default.
+        experts: single-task experts of suites that were trained on.
 
     Raises:
         SettingError: `learned_at` names no suite.
@@ -86,6 +91,11 @@ def transfer_matrix(
         if row in chain
     }
     accuracies = {name: _mean(values[row][column] for column in shares) for row, (name, _) in enumerate(rows)}
+    beside = {
+        column: expert
+        for label, expert in (experts or {}).items()
+        if (column := columns.index(label)) in curves and label in trained_on
+    }
     followed = [(curve, at) for curve, at in curves.values() if at < len(curve) - 1]
     return {
         "rows": [name for name, _ in rows],
@@ -102,6 +112,11 @@ def transfer_matrix(
         "forgetting": _mean(_forgetting(curve) for curve, _ in followed),
         "backward_contrast": _mean(_contrasts(curves.values(), is_backward=True)),
         "forward_contrast": _mean(_contrasts(curves.values(), is_backward=False)),
+        "intransigence": _mean(
+            _minus(values[expert.row][column], values[learned[column]][column]) for column, expert in beside.items()
+        ),
+        "relative_performance": _mean(relative_performance(it.learner_losses, it.losses) for it in beside.values()),
+        "sample_efficiency": _mean(sample_efficiency(it.learner_losses, it.losses) for it in beside.values()),
     }
 
 

@@ -98,6 +98,10 @@ class Merge(Method, axis="merge", packages=("temper.merge",)):
     def check(self, num_models: int) -> None:
         """Raise SettingError where the settings do not fit the number of models."""
 
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        return (*super().needs(), *(("data to learn from",) if cls.declares("sources") else ()))
+
     def sources(self) -> Sequence[Source]:
         """Return the data that it learns from."""
         return ()

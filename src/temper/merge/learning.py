@@ -146,7 +146,7 @@ class Learned(Merge):
     def _backward(self, bench: Bench, target: Target, examples: Sequence[Any], moment: Moment) -> float:
         """Add the gradient of the mean loss over examples to the model's weights, and return the loss."""
         device = bench.model.module.get_input_embeddings().weight.device
-        batches = [pack(part).to(device) for part in split_by_cost(examples, MICRO_TOKENS)]
+        batches = [pack(part).to(device) for part in split_by_cost(examples, MICRO_TOKENS, bench.model.prompt_length)]
         units = sum(self.objective.units(batch) for batch in batches)
         total = 0.0
         for batch in batches:

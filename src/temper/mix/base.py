@@ -42,6 +42,10 @@ class Mixing(Live):
 class Mix(Method, axis="mix", packages=("temper.mix",)):
     """In what proportion?"""
 
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        return (*super().needs(), *(("rows held out of each source",) if cls.declares("num_held_out") else ()))
+
     @property
     def num_held_out(self) -> int:
         """Rows of each source that are held out of training, to measure it by."""

@@ -29,7 +29,8 @@ class SkillIt(Mix, name="skill_it"):
     algorithm 1.
     Deviation: the graph is given and not estimated; a skill that is no target has a column of zeros in it, where the
     paper leaves the column out. Skills are evaluated on held-out rows of the stage's own sources only.
-    Deviation: sources are drawn in exact proportion at any step; the paper samples.
+    Deviation: sources are drawn in exact proportion at any step; the paper samples. Losses of the window are summed as
+    in the algorithm; the authors' code takes their mean where only some skills are targets.
     """
 
     example: ClassVar[dict[str, Any]] = {"every_steps": 1, "num_validation": 4}

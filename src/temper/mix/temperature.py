@@ -18,7 +18,7 @@ class Temperature(Mix, name="temperature"):
     `temperature`: 1 is proportional, and the larger T, the nearer all sources are to equal weights.
 
     Paper: Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer, arXiv:1910.10683,
-    section 3.5.2 (temperature-scaled mixing).
+    section 3.5.2 (temperature-scaled mixing; the paper's K is 2^21 here).
     Deviation: sources are drawn in exact proportion at any step; the paper samples.
     """
 

@@ -104,13 +104,13 @@ class PackedLayout:
         return PackedLayout(tuple(groups), slots, is_padding, inverse, is_causal=is_causal)
 
 
-def packed_inputs(tokens_T: Tensor, positions_T: Tensor, layout: PackedLayout) -> dict[str, Any]:
-    """Return the keywords with which a decoder reads a flat run."""
+def packed_inputs(read_T: Tensor, positions_T: Tensor, layout: PackedLayout) -> dict[str, Any]:
+    """Return the keywords with which a decoder reads a flat run of tokens (T,), or of their embeddings (T, D)."""
     return {
-        "input_ids": tokens_T[None],
+        "input_ids" if read_T.ndim == 1 else "inputs_embeds": read_T[None],
         "position_ids": positions_T[None],
         # transformers returns a four-dimensional mask as it is, and so builds no tokens x tokens mask of its own.
-        "attention_mask": torch.empty(1, 1, 1, 1, device=tokens_T.device),
+        "attention_mask": torch.empty(1, 1, 1, 1, device=read_T.device),
         "use_cache": False,
         "packed": layout,
     }
@@ -275,7 +275,7 @@ def _capped_attention(
 # On a CPU products are oneDNN's. It keeps code for each of the last 1024 shapes that it met, a third of a MiB each, and
 # PyTorch keeps its own 1024 products with their scratch memory, scattered over the heap. Documents come in every
 # length, so few shapes come back; making the code anew costs less than can be measured.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
 AttentionInterface.register(NAME, packed_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)

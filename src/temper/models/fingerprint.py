@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from temper.models.tokenizer import describe_tokenizer, load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PROMPT = "prompt.safetensors"
+"""holds the soft prompts of a model, one after another, beside its weights"""
+PROMPT_NAME = "prompt_embeddings"
 VOLATILE = frozenset(
     {
         "_name_or_path",
@@ -60,11 +64,19 @@ DTYPE_NAMES = {
 """names of dtypes in safetensors files"""
 
 
-def fingerprint_module(module: Any, tokenizer: Any) -> str:
-    """Return 16 hex digits that name a model in memory: those that its saved folder has."""
+def fingerprint_module(module: Any, tokenizer: Any, prompts: Sequence[Tensor] = ()) -> str:
+    """Return 16 hex digits that name a model in memory: those that its saved folder has.
+
+    Args:
+        prompts: the soft prompts that it reads, float32 (P, D) each.
+    """
     config = json.loads(module.config.to_json_string(use_diff=True))
     generation = json.loads(module.generation_config.to_json_string(use_diff=True))
-    return _combine(_hash_weights(_weights_of(module)), config, generation, tokenizer)
+    weights = _weights_of(module)
+    if prompts:
+        joined = torch.cat(list(prompts))
+        weights.append(_Weight(PROMPT_NAME, DTYPE_NAMES[joined.dtype], list(joined.shape), joined))
+    return _combine(_hash_weights(weights), config, generation, tokenizer)
 
 
 def fingerprint_folder(folder: Path, tokenizer: Any = None) -> str:
@@ -80,7 +92,8 @@ def fingerprint_folder(folder: Path, tokenizer: Any = None) -> str:
     config = read_config(folder)
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
-    return _combine(_hash_weights(_weights_in(weight_files(folder))), config, generation, tokenizer)
+    files = [*weight_files(folder), *(path for path in [folder / PROMPT] if path.is_file())]
+    return _combine(_hash_weights(_weights_in(files)), config, generation, tokenizer)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

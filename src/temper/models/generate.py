@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from temper.models.model import Model
+from temper.models.prompt import embed_padded_behind_prompts
 
 COMPACT_AT = 0.5
 """The batch is cut down when at most this share of its rows is still writing."""
@@ -45,7 +45,7 @@ def generate(
         temperature: 0 takes the likeliest token (the first of equals); above 0 samples.
         seed: of the samples.
         stop: tokens that end a text; the tokenizer's and the checkpoint's end-of-sequence tokens if None.
-        batch_tokens: tokens of a batch at most, prompts and what is written together.
+        batch_tokens: tokens of a batch at most, prompts (soft ones too) and what is written together.
 
     Returns:
         the new tokens of each prompt, without the one that ended it.
@@ -118,7 +118,8 @@ def _continue(
     with torch.no_grad(), ExitStack() as modes:
         for member in model.members:
             modes.enter_context(evaluation_mode(member.module))
-        for batch in _batches([len(prompt) for prompt in prompts], max_new_tokens, batch_tokens):
+        longest = max(member.prompt_length for member in model.members)
+        for batch in _batches([longest + len(prompt) for prompt in prompts], max_new_tokens, batch_tokens):
             writer = _Writer(model, [prompts[index] for index in batch], max_new_tokens)
             draws_B = None if draws_P is None else draws_P[batch].to(writer.device)
             for index, text in zip(batch, writer.write(ends, temperature, draws_B), strict=True):
@@ -135,7 +136,7 @@ def _check(model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
     positioned = [member for member in model.members if member.anatomy.positions is not None]
     if positioned and prompts:
         longest = max(map(len, prompts))
-        limit = min(member.module.config.max_position_embeddings for member in positioned)
+        limit = min(member.num_positions for member in positioned)
         if longest + max_new_tokens > limit:
             raise ValueError(
                 f"max_new_tokens: {max_new_tokens} after a prompt of {longest} tokens is more than the model's "
@@ -152,23 +153,59 @@ def _batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int) -> 
         order = order[size:]
 
 
+class _Reader:
+    """One model at work on a batch, behind its soft prompts.
+
+    Args:
+        padding_B: places of padding before each row's tokens.
+        length: places of a row, as long as the batch may get.
+    """
+
+    def __init__(self, model: Model, padding_B: Tensor, length: int) -> None:
+        self.model, self.padding_B = model, padding_B
+        # Made once: one slice a step instead of one concatenation.
+        places = torch.arange(length + model.prompt_length, device=padding_B.device)
+        self.mask_BL = (places >= padding_B[:, None]).long()
+        self.cache = DynamicCache(config=model.module.config)
+
+    def next(self, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
+        """Return the logits (B, V) of what follows rows of which `seen` places are read, these tokens included."""
+        num = self.model.prompt_length
+        read = {"input_ids": tokens}
+        if num and self.cache.get_seq_length() == 0:
+            read = {"inputs_embeds": embed_padded_behind_prompts(self.model, tokens, self.padding_B)}
+            positions = (torch.arange(num + seen, device=tokens.device) - self.padding_B[:, None]).clamp(min=0)
+        elif num:
+            positions = positions + num
+        logits: Tensor = self.model.module(
+            **read,
+            position_ids=positions,
+            attention_mask=self.mask_BL[:, : num + seen],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1]
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with some of the rows."""
+        self.mask_BL = self.mask_BL[rows_B]
+        self.cache.batch_select_indices(rows_B)
+
+
 class _Writer:
     """One batch that is being continued."""
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self.fusion = model.fusion
-        self.modules: list[Any] = [member.module for member in model.members]
-        self.device = self.modules[0].get_input_embeddings().weight.device
+        self.device = model.module.get_input_embeddings().weight.device
         self.max_new_tokens = max_new_tokens
         length = max(map(len, prompts))
-        padding = torch.tensor([length - len(prompt) for prompt in prompts])
+        padding = torch.tensor([length - len(prompt) for prompt in prompts], device=self.device)
         tokens = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
         self.tokens_BL = torch.tensor(tokens, device=self.device)
-        positions_BL = torch.arange(length) - padding[:, None]
-        self.positions_BL = positions_BL.clamp(min=0).to(self.device)
-        # As long as the batch may get: one slice a step instead of one concatenation.
-        self.mask_BL = (torch.arange(length + max_new_tokens) >= padding[:, None]).long().to(self.device)
-        self.caches = [DynamicCache(config=module.config) for module in self.modules]
+        self.positions_BL = (torch.arange(length, device=self.device) - padding[:, None]).clamp(min=0)
+        self.readers = [_Reader(member, padding, length + max_new_tokens) for member in model.members]
 
     def write(self, ends: set[int], temperature: float, draws_B: Tensor | None) -> list[list[int]]:
         """Return each row's new tokens, up to and with the first of `ends`."""
@@ -193,25 +230,14 @@ class _Writer:
                 rows = [rows[place] for place in kept]
                 kept_B = torch.tensor(kept, device=self.device)
                 tokens, positions = tokens[kept_B], positions[kept_B]
-                self.mask_BL = self.mask_BL[kept_B]
                 draws_B = None if draws_B is None else draws_B[kept_B]
-                for cache in self.caches:
-                    cache.batch_select_indices(kept_B)
+                for reader in self.readers:
+                    reader.keep(kept_B)
         return texts
 
     def _next(self, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
         """Return what follows each row: logits, or the log-probabilities of a combination."""
-        logits: list[Tensor] = [
-            module(
-                input_ids=tokens,
-                position_ids=positions,
-                attention_mask=self.mask_BL[:, :seen],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            for module, cache in zip(self.modules, self.caches, strict=True)
-        ]
+        logits = [reader.next(tokens, positions, seen) for reader in self.readers]
         if self.fusion is None:
             return logits[0]
         return self.fusion.combine([torch.log_softmax(own.float(), -1) for own in logits])

@@ -24,6 +24,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -37,10 +38,19 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from temper.core.errors import ModelError, SettingError
 from temper.models.anatomy import find_anatomy
 from temper.models.attention import NAME as ATTENTION
+from temper.models.biases import check_saveable
 from temper.models.families import FamilyLayout
-from temper.models.fingerprint import fingerprint_folder, fingerprint_module, read_config, weight_files
+from temper.models.fingerprint import (
+    PROMPT,
+    PROMPT_NAME,
+    fingerprint_folder,
+    fingerprint_module,
+    read_config,
+    weight_files,
+)
 from temper.models.model import Model
 from temper.models.norms import cast_once, replace_norms
+from temper.models.prompt import all_prompts
 from temper.models.tokenizer import load_tokenizer
 
 __all__ = [
@@ -95,6 +105,8 @@ def load_model(
     module = _load_module(folder, chosen, trust)
     model = as_model(module, tokenizer, layout=layout, fingerprint=fingerprint_folder(folder, tokenizer))
     model.folder = folder
+    if (folder / PROMPT).is_file():
+        model.prompts = (load_file(folder / PROMPT)[PROMPT_NAME],)
     return model
 
 
@@ -144,16 +156,24 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 def save_model(model: Model, folder: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer into a folder that transformers reads.
 
-    What is loaded from it equals what was saved bit for bit; tied weights are written once and stay tied.
+    What is loaded from it equals what was saved bit for bit; tied weights are written once and stay tied. Soft prompts
+    lie in a file of their own, which `load_model` reads and transformers does not.
+
+    Raises:
+        ModelError: what the model computes cannot be written as one of its family.
     """
     if model.fusion is not None:
         raise ModelError(
             f"{folder}: a combination of {len(model.members)} models has no weights of its own to be saved; "
             "save the models that it is made of"
         )
+    check_saveable(model.module)
     with _no_progress_bar():
         model.module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
+    (Path(folder) / PROMPT).unlink(missing_ok=True)
+    if model.prompts:
+        save_file({PROMPT_NAME: all_prompts(model).detach().cpu().contiguous()}, Path(folder) / PROMPT)
     if model.layout is not None:
         text = json.dumps(model.layout.model_dump(mode="json"), indent=1)
         (Path(folder) / LAYOUT_FILE).write_text(text, encoding="utf-8")

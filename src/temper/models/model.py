@@ -52,6 +52,18 @@ class Model:
     """what was chosen where the checkpoint says nothing, such as a padding token"""
     fusion: Fusion | None = None
     """what it is combined with while it generates or is scored; such a model can be neither trained nor saved"""
+    prompts: tuple[Tensor, ...] = ()
+    """soft prompts that it reads before the tokens of every document, float32 (P, D) each, in their order"""
+
+    @property
+    def prompt_length(self) -> int:
+        """How many positions its soft prompts take."""
+        return sum(len(prompt) for prompt in self.prompts)
+
+    @property
+    def num_positions(self) -> int:
+        """How many tokens of a document it can read: its positions, less those of its soft prompts."""
+        return int(self.module.config.get_text_config().max_position_embeddings) - self.prompt_length
 
     @property
     def members(self) -> tuple[Model, ...]:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from temper.core.methods import Live, Method
+from temper.core.methods import OTHER_MODELS, Live, Method, on_many_processes
 from temper.core.schedule import Moment
 from temper.data.encode import Encoder
 from temper.data.example import Format, Row, Sequence
@@ -61,6 +61,11 @@ class Objective(Method, axis="objective", packages=("temper.objectives",)):
     """the row formats that it can be trained on"""
     works_on_pieces: ClassVar[bool] = False
     """It runs the model that trains and no other, so that tensors may be divided among processes (DTensor)."""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        others = (OTHER_MODELS,) if cls.declares("models") else ()
+        return (*super().needs(), *others, on_many_processes(cls.works_on_pieces))
 
     def models(self) -> Many[str]:
         """Return the stages (or `base`) whose models it asks, besides the one that it trains."""

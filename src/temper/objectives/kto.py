@@ -42,7 +42,7 @@ class KTOTarget(Target):
         self.reference_point = 0.0
         if sum(batch.num_examples for batch in batches) == 1:
             return
-        batches = mismatched(batches, int(self.model.module.config.get_text_config().max_position_embeddings))
+        batches = mismatched(batches, self.model.num_positions)
         total = 0.0
         with torch.no_grad():
             for batch in batches:

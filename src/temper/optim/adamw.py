@@ -36,4 +36,9 @@ class AdamW(Optim, name="adamw"):
             for members, decay in ((matrices, self.weight_decay), (vectors, 0.0))
             if members
         ]
-        return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
+        for _, parameter in parameters:
+            # Now and not within the first step, in which it would lie scattered between what a step frees again.
+            averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **averages}
+        return optimizer

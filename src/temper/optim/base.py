@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from temper.core.methods import Method
+from temper.core.methods import Method, on_many_processes
 
 
 class Optim(Method, axis="optimizer", packages=("temper.optim",)):
@@ -19,6 +19,11 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
     is false, each process holds them whole."""
     needs_gradient: ClassVar[bool] = True
     """False: there is no backward pass, and `step` is given a function that evaluates the whole step's loss"""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        passes = () if cls.needs_gradient else ("no backward pass: it evaluates the loss of whole steps",)
+        return (*super().needs(), *passes, on_many_processes(cls.works_on_pieces))
 
     def build(self, parameters: Sequence[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Optimizer:
         """Return an optimizer over named parameters whose groups carry `lr`.
@@ -37,12 +42,13 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
         Args:
             old: over what trained so far.
             new: fresh, over what trains from now on.
-            origins: for some parameters, the place in its former self that each number comes from; -1: it is new.
+            origins: for some parameters, the place in its former self that each number comes from; -1: it is new. A
+                parameter of new numbers only is itself new, and has no state.
         """
         held = {parameter for group in new.param_groups for parameter in group["params"]}
         for parameter, state in old.state.items():
-            if parameter in held:
-                origin = origins.get(parameter)
+            origin = origins.get(parameter)
+            if parameter in held and (origin is None or bool((origin >= 0).any())):
                 new.state[parameter] = {
                     name: value if origin is None else rearranged(value, origin) for name, value in state.items()
                 }

@@ -96,7 +96,7 @@ class Base(Settings):
         )
         if self.dtype != "auto":
             # Its name is the folder's, whose weights were rounded while they were loaded.
-            model.fingerprint = fingerprint_module(model.module, model.tokenizer)
+            model.fingerprint = fingerprint_module(model.module, model.tokenizer, model.prompts)
         return model
 
     def outline(self, cache: Path, seed: int = 0) -> Outline:

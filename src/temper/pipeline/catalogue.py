@@ -47,6 +47,13 @@ class MethodPage:
     """title and arXiv id of the paper, where there is one"""
     module: str
     fields: tuple[FieldPage, ...]
+    needs: tuple[str, ...]
+    """of its surroundings, as its class declares"""
+
+    @property
+    def path(self) -> str:
+        """`axis/name`"""
+        return f"{self.axis}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,14 @@ def page(method: type[Method]) -> MethodPage:
     """Return a method's page."""
     text = inspect.getdoc(method) or ""
     return MethodPage(
-        method.axis, method.method_name, _summary(method), text, _source(text), method.__module__, tuple(fields(method))
+        axis=method.axis,
+        name=method.method_name,
+        summary=_summary(method),
+        text=text,
+        source=_source(text),
+        module=method.__module__,
+        fields=tuple(fields(method)),
+        needs=method.needs(),
     )
 
 

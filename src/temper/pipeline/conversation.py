@@ -54,7 +54,7 @@ class Conversation:
         """
         if not text.strip():
             raise SettingError("prompt", text, "is empty", "write something")
-        room = self.model.module.config.get_text_config().max_position_embeddings
+        room = self.model.num_positions
         encoder = Encoder.of(self.model, room)
         if self.has_template:
             self.messages.append({"role": "user", "content": text})

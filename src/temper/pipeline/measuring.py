@@ -11,6 +11,7 @@ Decisions:
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,11 @@ from temper.core.hashing import hash_json
 from temper.core.methods import Settings, methods_in
 from temper.engine.precision import best_device, has_fast_bf16, hold_in
 from temper.measure.base import Suite, with_defaults
+from temper.measure.expert import Expert
 from temper.measure.report import Measurement, Role, SuiteReport, measure_model
 from temper.measure.transfer import FEW_SHOT, Matrix, transfer_matrix
 from temper.models.model import Model
+from temper.objectives.base import Objective
 from temper.pipeline.explain import validate
 from temper.pipeline.keys import Planned
 from temper.pipeline.recipe import Recipe
@@ -146,7 +149,32 @@ class Measuring:
         rows += [(stage.name, self.reports(stage.name)) for stage in measured]
         place = {name: row for row, (name, _) in enumerate(rows)}
         lineage = _lineage(measured, place)
-        return transfer_matrix(rows, self._learned_at(measured, place, lineage), lineage)
+        learned = self._learned_at(measured, place, lineage)
+        return transfer_matrix(rows, learned, lineage, self._experts(measured, place, learned))
+
+    def _experts(
+        self, measured: Sequence[Planned], place: Mapping[str, int], learned: Mapping[str, int]
+    ) -> dict[str, Expert]:
+        """Return each suite's single-task expert: a stage from the base that trains on nothing but its data."""
+        by_row = {place[stage.name]: stage for stage in measured}
+        experts: dict[str, Expert] = {}
+        for suite, _ in self.suites:
+            labels = {source.label for source in suite.sources()}
+            for stage in measured:
+                is_alone = stage.previous == BASE and stage.sources.keys() <= labels and not stage.data
+                if suite.label not in learned or not stage.sources or not stage.makes_model or not is_alone:
+                    continue
+                learner = by_row[learned[suite.label]]
+                if learner.name != stage.name and learner.previous != BASE:
+                    losses = [self._losses(it) if _aim(it) == _aim(learner) else [] for it in (stage, learner)]
+                    experts.setdefault(suite.label, Expert(place[stage.name], *losses))
+        return experts
+
+    def _losses(self, stage: Planned) -> list[float]:
+        """Return the loss of each training step of a stage."""
+        file = self.shelf.folders[stage.name] / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        return [loss for line in lines if (loss := json.loads(line).get("loss")) is not None]
 
     def _learned_at(
         self, measured: Sequence[Planned], place: Mapping[str, int], lineage: Sequence[int]
@@ -174,6 +202,11 @@ class Measuring:
     def _write(self, stage: str, folder: Path, measured: dict[str, Any]) -> None:
         write_json(folder / "measure.json", measured)
         self.found[stage] = measured
+
+
+def _aim(stage: Planned) -> list[dict[str, Any]]:
+    """Return what a stage trains towards."""
+    return [method.written() for method in methods_in(stage.step.stage) if isinstance(method, Objective)]
 
 
 def _lineage(measured: Sequence[Planned], place: Mapping[str, int]) -> list[int]:

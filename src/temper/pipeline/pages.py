@@ -1,13 +1,15 @@
-"""One Markdown page per method and an index, made from the catalogue.
+"""One Markdown page per method and an index, made from the catalogue and from what was tried and measured.
 
-`python -m temper.pipeline.pages FOLDER` writes them; with the name of another package behind it, that package's.
+`python -m temper.pipeline.pages FOLDER` writes them; with the name of another package behind it, that package's. What
+combines and what was measured is read from the folder that holds FOLDER, or from the one that `--facts` names.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
-import sys
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,41 +19,63 @@ from pydantic import BaseModel
 
 from temper.core.methods import AXES, Method, Settings
 from temper.pipeline.catalogue import AxisPage, FieldPage, MethodPage, catalogue, fields
+from temper.pipeline.facts import Facts
 
 
-def write_method_pages(folder: Path, package: str = "temper") -> list[Path]:
+def write_method_pages(folder: Path, package: str = "temper", facts: Path | None = None) -> list[Path]:
     """Write a page per method of a package, and an index.
 
     Args:
         folder: where they are written.
         package: whose methods; any that offers some through the entry points.
+        facts: the folder with what was tried and measured (`temper.pipeline.facts`); the one that holds `folder`
+            where it is None.
 
     Returns:
         the files, the index first.
+
+    Raises:
+        DataError: a file among the facts that cannot be used.
     """
+    everything = catalogue()
+    source = folder.parent if facts is None else facts
+    known = Facts.read(source, (method.path for axis in everything for method in axis.methods))
     axes = [
         AxisPage(axis.name, axis.question, tuple(it for it in axis.methods if _is_of(it, package)))
-        for axis in catalogue()
+        for axis in everything
     ]
     written = [_write(folder / "README.md", _index(axes))]
     for axis in axes:
         for method in axis.methods:
             nested = dict(nested_settings(AXES[axis.name].methods()[method.name]))
-            written.append(_write(folder / axis.name / f"{method.name}.md", method_page(method, nested)))
+            table = Path(os.path.relpath(source / "combinations.md", folder / axis.name)).as_posix()
+            text = method_page(method, nested, known, table)
+            written.append(_write(folder / axis.name / f"{method.name}.md", text))
     return written
 
 
-def method_page(method: MethodPage, nested: dict[str, type[BaseModel]]) -> str:
+def method_page(
+    method: MethodPage, nested: dict[str, type[BaseModel]], facts: Facts | None = None, table: str = ""
+) -> str:
     """Return a method's page as Markdown.
 
     Args:
         method: what the catalogue says.
         nested: settings inside its settings, by the name of their type.
+        facts: what was tried and measured; None for nothing.
+        table: where the table of all combinations lies, as seen from the page.
     """
     parts = [f"# {method.axis}: {method.name}", _linked(method.text)]
     parts += ["## Settings", _table(method.fields) if method.fields else "None."]
     for name, settings in nested.items():
         parts += [f"### {name}", _table(fields(settings))]
+    if method.needs:
+        parts += ["## Needs", _list(method.needs)]
+    combines, effects = (facts.combines(method.path), facts.effects(method.path)) if facts is not None else ([], [])
+    if combines:
+        parts += ["## Combines with", f"As tried two by two on a tiny model ([all]({table})):", _list(combines)]
+    if effects:
+        parts += ["## Effect", *effects]
     source = "src/" + method.module.replace(".", "/") + ".py"
     place = f"[`{source}`](../../../{source})" if _is_of(method, "temper") else f"`{method.module}`"
     parts.append(f"Written in {place}. [All methods](../README.md)")
@@ -95,13 +119,17 @@ def _table(rows: Iterable[FieldPage]) -> str:
     return "\n".join(lines)
 
 
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def _linked(text: str) -> str:
     linked = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
-    return re.sub(r"\n+(Papers?|Sources?|Deviations?):", r"\n\n**\1:**", linked)
+    return re.sub(r"(?:\n+|(?<=\.) )(Papers?|Sources?|Symbols|Deviations?):", r"\n\n**\1:**", linked)
 
 
 def _write(path: Path, text: str) -> Path:
@@ -110,6 +138,15 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-if __name__ == "__main__":
-    for file in write_method_pages(Path(sys.argv[1]), *sys.argv[2:3]):
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m temper.pipeline.pages", description="Write the methods' pages.")
+    parser.add_argument("folder", type=Path, help="where they are written")
+    parser.add_argument("package", nargs="?", default="temper", help="whose methods")
+    parser.add_argument("--facts", type=Path, help="folder with combinations.json and effects/; the one around FOLDER")
+    chosen = parser.parse_args()
+    for file in write_method_pages(chosen.folder, chosen.package, chosen.facts):
         print(file)
+
+
+if __name__ == "__main__":
+    main()

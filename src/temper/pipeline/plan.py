@@ -12,6 +12,7 @@ Decisions:
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,12 +28,14 @@ from temper.engine.fit import Data, FitSettings, check_formats, default_micro_to
 from temper.engine.forecast import Elsewhere, Forecast, forecast, longest_pass
 from temper.engine.precision import best_device
 from temper.models.load import Outline, outline_model
+from temper.models.model import Model
 from temper.pipeline.keys import plan as name_stages
 from temper.pipeline.machine import memory_bytes
 from temper.pipeline.recipe import Recipe, Step
 from temper.pipeline.references import BASE, data_stages, previous_of
 from temper.pipeline.shelf import CACHE, read_json
 from temper.report import format as fmt
+from temper.stages.train import Train
 from temper.tune.base import Tune
 
 PROCESS = "process"
@@ -135,6 +138,7 @@ class _Planning:
             self.shape = outline_model(self.outline)
         self.limit = self.memory or (None if self.place else _memory_of(device))
         self.done = self._done()
+        self.prompts = self._prompt_lengths()
         prepared: dict[str, Data] = {}
         sizes: dict[str, int] = {}
         found: dict[str, StagePlan] = {}
@@ -157,6 +161,26 @@ class _Planning:
         parameters = sum(parameter.numel() for parameter in self.shape.module.parameters())
         where = str(device) if self.place is None else f"each of {self.place.processes} processes"
         return Plan(tuple(found.values()), parameters, self.limit, where)
+
+    def _prompt_lengths(self) -> dict[str, int]:
+        """Return how many positions soft prompts take before every document while a stage trains."""
+        made: dict[str, int] = defaultdict(int)  # of a model from elsewhere it is not known
+        read: dict[str, int] = {}
+        for step, previous in zip(self.recipe.stages, previous_of(self.recipe.stages), strict=True):
+            if step.stage.produces == "model":
+                made[step.name] = step.stage.prompt_length(made, previous)
+            if isinstance(step.stage, Train):
+                lenders = [other.stage for other in self.recipe.stages if other.name in step.stage.with_prompts]
+                lent = sum(stage.tune.prompt_length for stage in lenders if isinstance(stage, Train))
+                read[step.name] = made[step.stage.starts_from(previous)] + lent
+        return read
+
+    def _with_prompts(self, model: Model, name: str) -> Model:
+        """Return a model without content with prompts of the length that a stage's has."""
+        if self.prompts[name]:
+            width = model.module.get_input_embeddings().weight.shape[1]
+            model = replace(model, prompts=(torch.zeros(self.prompts[name], width, device="cpu"),))
+        return model
 
     def _done(self) -> dict[str, Path]:
         """Return the folders of the stages that a run would not do again."""
@@ -190,7 +214,9 @@ class _Planning:
             rows = [self._open(source) for source in settings.data]
             check_formats(Rows.concatenate(rows, ""), settings.objective)
             seed = self._seed(settings)
-            return blank, prepare(self.shape, rows, settings, seed, self.recipe.on_bad_rows, self._open)
+            return blank, prepare(
+                self._with_prompts(self.shape, step.name), rows, settings, seed, self.recipe.on_bad_rows, self._open
+            )
         except TemperError as error:
             return replace(blank, problem=str(error)), None
 
@@ -228,7 +254,7 @@ class _Planning:
     def _train(self, blank: StagePlan, step: Step, data: Data, process: int, speed: Speed | None) -> StagePlan:
         settings: Any = step.stage
         try:
-            found = self._forecast(settings, data)
+            found = self._forecast(step.name, settings, data)
         except TemperError as error:
             return replace(blank, problem=str(error))
         work, notes = found.work, [found.why] if found.why else []
@@ -253,21 +279,25 @@ class _Planning:
         )
         if held is None or self.limit is None or held <= self.limit:
             return planned
-        fixes = tuple(self._fixes(settings, data, process))
+        fixes = tuple(self._fixes(step, data, process))
         return replace(
             planned, problem=f"needs {fmt.size(held)} of memory where there are {fmt.size(self.limit)}", fixes=fixes
         )
 
-    def _forecast(self, settings: Any, data: Data) -> Forecast:
-        return forecast(lambda: outline_model(self.outline), data, settings, self._seed(settings), self.place)
+    def _forecast(self, name: str, settings: Any, data: Data) -> Forecast:
+        def make() -> Model:
+            return self._with_prompts(outline_model(self.outline), name)
 
-    def _fixes(self, settings: Any, data: Data, process: int) -> Iterator[str]:
+        return forecast(make, data, settings, self._seed(settings), self.place)
+
+    def _fixes(self, step: Step, data: Data, process: int) -> Iterator[str]:
         """Yield settings with which the stage fits, found by tracing it with them: the mildest of each kind."""
+        settings: Any = step.stage
         assert self.limit is not None
         for family in _changes(settings, longest_pass(data)):
             for text, changes in family:
                 try:
-                    found = self._forecast(settings.model_copy(update=changes), data).memory
+                    found = self._forecast(step.name, settings.model_copy(update=changes), data).memory
                 except TemperError:
                     continue
                 if found is not None and found.bytes + process <= self.limit:

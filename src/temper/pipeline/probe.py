@@ -7,7 +7,7 @@ Decisions:
 - A pair is one small recipe: the stages that take the two, and the stage that trains (the kind with the most choices),
   which makes two steps. It goes through the recipe's own validation and the stages' own `run`.
 - The rows' format is one that all methods of the recipe take, where there is one.
-- `works`, `refused` (a setting is refused with its reason, which is an answer), `defect` (any other error: something
+- `works`, `refused` (a setting or a model is refused with its reason, an answer), `defect` (any other error: something
   broke where it should have worked or refused), `untried` (a package that is not installed, a setting that has
   neither a default nor an example).
 """
@@ -25,14 +25,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
-from temper.core.errors import MissingExtra, SettingError, nearest
+from temper.core.errors import MissingExtra, ModelError, SettingError, nearest
 from temper.core.files import write_json
-from temper.core.methods import AXES, Method, methods_in
+from temper.core.methods import AXES, Method, axes_in, methods_in
 from temper.data.source import Source
 from temper.lab.architecture import Architecture
 from temper.lab.source import Lab
@@ -97,18 +97,8 @@ def _rank(axis: str, place: Place) -> tuple[bool, bool, int, str]:
 def _axes_of(owner: type[BaseModel]) -> Iterator[tuple[str, str, bool]]:
     """Yield the axes that a class' fields take: axis, field as it is written, and whether it takes a list."""
     for name, field in owner.model_fields.items():
-        for axis, is_list in _axes_in(field.annotation, False):
+        for axis, is_list in axes_in(field.annotation):
             yield axis, field.alias or name, is_list
-
-
-def _axes_in(annotation: Any, is_list: bool) -> Iterator[tuple[str, bool]]:
-    if isinstance(annotation, type) and issubclass(annotation, Method) and annotation.axis:
-        if not annotation.method_name:
-            yield annotation.axis, is_list
-        return
-    inside = is_list or get_origin(annotation) in (tuple, list)
-    for argument in get_args(annotation):
-        yield from _axes_in(argument, inside)
 
 
 class Probe:
@@ -142,9 +132,7 @@ class Probe:
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 self._go(Recipe.parse(self.recipe(methods)))
-        except SettingError as error:
-            return "refused", " ".join(str(error).split())
-        except PydanticCustomError as error:
+        except (SettingError, ModelError, PydanticCustomError) as error:
             return "refused", " ".join(str(error).split())
         except MissingExtra as error:
             return "untried", str(error)

@@ -25,7 +25,9 @@ from temper.core.errors import SettingError, TemperError, nearest
 from temper.core.methods import Settings
 from temper.data.source import OnBadRows
 from temper.measure.base import Suite, with_defaults
+from temper.measure.examples import Half
 from temper.pipeline.base import Base
+from temper.pipeline.comparing import Compare
 from temper.pipeline.document import Document, override, read_document, read_value
 from temper.pipeline.explain import validate
 from temper.pipeline.references import check_references
@@ -49,6 +51,11 @@ class Measure(Settings):
     shots: int = Field(4, ge=0, description="worked examples of the few-shot arm of the base; 0 leaves it out")
     examples: int | None = Field(
         200, ge=1, description="examples of each suite at most, where the suite does not say; null for all of them"
+    )
+    half: Half | None = Field(
+        None,
+        description="first or second: measure on that half of each suite's rows only, where the suite does not say; "
+        "null for all of them",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the choice of examples and of the bootstrap")
 
@@ -133,6 +140,9 @@ class Recipe(Settings):
     )
     measure: Measure = Field(default_factory=Measure, description="what is measured after every stage")
     stages: tuple[Step, ...] = Field(min_length=1, description="what the model goes through, in order")
+    compare: Compare | None = Field(
+        None, description="what `temper compare` varies; `temper run` runs the recipe as its stages stand"
+    )
 
     @field_validator("measure", mode="before")
     @classmethod
@@ -142,7 +152,11 @@ class Recipe(Settings):
     @field_validator("measure", mode="after")
     @classmethod
     def _pass_on(cls, measure: Measure, info: ValidationInfo) -> Measure:
-        defaults = {"examples": measure.examples, "on_bad_rows": info.data.get("on_bad_rows", "stop")}
+        defaults = {
+            "examples": measure.examples,
+            "half": measure.half,
+            "on_bad_rows": info.data.get("on_bad_rows", "stop"),
+        }
 
         def complete(suites: tuple[Suite, ...]) -> tuple[Suite, ...]:
             return tuple(with_defaults(suite, **defaults) for suite in suites)

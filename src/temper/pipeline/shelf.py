@@ -55,7 +55,7 @@ class Shelf:
         for _, delta in line.deltas:
             delta.apply(model, keep=False)
         if line.deltas:
-            model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer)
+            model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer, model.prompts)
             model.is_changed = False
         if folder is not None and (folder / HEAD).is_dir():
             model.head = folder / HEAD

@@ -55,7 +55,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """From values to pixels."""
 
     low: float
@@ -93,17 +93,19 @@ def _finite(values: Sequence[float | None]) -> list[float]:
     return [0.0 if abs(value) < 1 / LARGEST else value for value in values if value is not None and _is_drawn(value)]
 
 
-def _scale(values: Sequence[float], start: float, end: float, *, is_log: bool = False, pad: float = 0.05) -> _Scale:
+def fit_scale(values: Sequence[float], start: float, end: float, *, is_log: bool = False, pad: float = 0.05) -> Scale:
+    """Return the scale from values to pixels, with a little room at both ends; values of a logarithmic one are
+    positive."""
     low, high = min(values), max(values)
     if is_log:
         spread = (high / low) ** pad
-        return _Scale(low / spread, high * spread, start, end, True)
+        return Scale(low / spread, high * spread, start, end, True)
     if high - low <= 1e-12 * max(abs(low), abs(high)):
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (-1.0, 1.0)
-        return _Scale(low, high, start, end)
+        return Scale(low, high, start, end)
     spread = pad * (high - low)
     bottom = low - spread
-    return _Scale(0.0 if low >= 0 and bottom < 0 else bottom, high + spread, start, end)
+    return Scale(0.0 if low >= 0 and bottom < 0 else bottom, high + spread, start, end)
 
 
 def tick_text(value: float, step: float) -> str:
@@ -179,8 +181,8 @@ def line_chart(
     positive = [value for value in values if value > 0]
     is_log = may_be_log and len(positive) == len(values) and max(values) / min(values) > LOG_RATIO
     first, last = (min(steps), max(steps)) if min(steps) < max(steps) else (steps[0] - 1, steps[0] + 1)
-    across = _Scale(first, last, LEFT, WIDTH - RIGHT)
-    up = _scale(values, HEIGHT - BOTTOM, TOP, is_log=is_log)
+    across = Scale(first, last, LEFT, WIDTH - RIGHT)
+    up = fit_scale(values, HEIGHT - BOTTOM, TOP, is_log=is_log)
     parts = [_axes(across, up, x_name)]
     for line in lines:
         parts.append(_curve(line, across, up))
@@ -203,7 +205,7 @@ def line_chart(
     )
 
 
-def _axes(across: _Scale, up: _Scale, x_name: str) -> str:
+def _axes(across: Scale, up: Scale, x_name: str) -> str:
     parts = []
     ticks = up.ticks()
     step = ticks[1] - ticks[0] if len(ticks) > 1 else up.high - up.low
@@ -231,7 +233,7 @@ def _axes(across: _Scale, up: _Scale, x_name: str) -> str:
     return "".join(parts)
 
 
-def _curve(line: Line, across: _Scale, up: _Scale) -> str:
+def _curve(line: Line, across: Scale, up: Scale) -> str:
     """Draw runs of finite points as one path, and single points as dots."""
     runs: list[list[tuple[float, float]]] = [[]]
     present = [(at, y) for at, y in zip(line.x, line.y, strict=True) if y is not None]
@@ -259,7 +261,7 @@ def interval_chart(
         return Markup('<p class="empty">no finite numbers</p>')
     is_log = unit == "perplexity" and min(values) > 0 and max(values) / min(values) > 20
     start, end = LABELS, WIDTH - VALUES
-    across = _scale(values, start + 5, end - 5, is_log=is_log)
+    across = fit_scale(values, start + 5, end - 5, is_log=is_log)
     bottom = ROW * len(marks) + 6
     parts = []
     ticks = across.ticks(3)
@@ -281,7 +283,7 @@ def interval_chart(
     )
 
 
-def _interval_row(mark: Mark, y: float, across: _Scale, unit: str) -> str:
+def _interval_row(mark: Mark, y: float, across: Scale, unit: str) -> str:
     label = fitted(mark.label, LABELS - 6, 10.5)
     parts = [
         f'<text class="name" x="{LABELS - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(label)}'

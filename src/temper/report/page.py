@@ -46,7 +46,7 @@ def render(run: RunRecord) -> str:
     table = views.gain_table(run)
     nodes = _nodes(run)
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             run=run,
@@ -75,7 +75,8 @@ def render(run: RunRecord) -> str:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return what fills in the pages' templates; every text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

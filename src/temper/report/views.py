@@ -47,7 +47,8 @@ class Summary:
     title: str
     meaning: str
     value: float | None
-    """share"""
+    """share, or a multiple"""
+    is_multiple: bool = False
 
 
 _AVERAGE = ("Average accuracy", "The mean over all suites that are measured in per cent.")
@@ -76,7 +77,21 @@ _SUMMARIES = {
         "Forward transfer, as a contrast",
         "The same for the suites that are still to be learned.",
     ),
+    "intransigence": (
+        "Intransigence",
+        "Mean of what a model made from the base by one suite's data alone reaches, minus what the stage reached that "
+        "learned the suite among others.",
+    ),
+    "relative_performance": (
+        "Relative performance",
+        "Mean likelihood of what was learned while it was learned, as a multiple of a model's that learned it alone.",
+    ),
+    "sample_efficiency": (
+        "Sample efficiency",
+        "How high and how soon learning came to its best, as a multiple of a model's that learned it alone.",
+    ),
 }
+_MULTIPLES = {"relative_performance", "sample_efficiency"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,7 @@ def gain_table(run: RunRecord) -> GainTable:
     for name, (title, meaning) in _SUMMARIES.items():
         value = to_float(run.matrix.get(name))
         if value is not None:
-            summaries.append(Summary(title, meaning, value))
+            summaries.append(Summary(title, meaning, value, name in _MULTIPLES))
     return GainTable(tuple(columns), tuple(rows), tuple(summaries))
 
 
@@ -330,8 +345,8 @@ def describe_stage(stage: StageRecord) -> list[str]:
         facts = [fmt.method(settings[axis], 0) for axis in ("objective", "optimizer") if settings.get(axis)]
         lr = to_float(settings.get("lr")) or stage.detail("lr")
         facts += [f"lr {lr:.3g}"] if lr else []
-        lengths = [(to_float(settings.get(name)), name) for name in ("steps", "epochs")]
-        facts += [f"{length:g} {name if length != 1 else name[:-1]}" for length, name in lengths if length]
+        lengths = [(to_float(settings.get(name)), name) for name in ("steps", "epochs", "tokens")]
+        facts += [f"{length:,.9g} {name if length != 1 else name[:-1]}" for length, name in lengths if length]
         lines.append(", ".join(facts))
         retain = settings.get("retain") or []
         lines += [f"retain {fmt.method(item)}" for item in (retain if isinstance(retain, list) else [retain])]

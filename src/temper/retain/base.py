@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from temper.core.methods import Live, Method
+from temper.core.methods import OTHER_MODELS, Live, Method, on_many_processes
 from temper.core.schedule import Moment
 from temper.data.pack import Batch
 from temper.data.source import Source
@@ -50,6 +50,12 @@ class Retain(Method, axis="retain", packages=("temper.retain",)):
     works_on_pieces: ClassVar[bool] = False
     """It treats each number by itself, or none, so that tensors may be divided among processes (DTensor). Where it is
     false, each process holds them whole."""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        data = ("other data, mixed into every batch",) if cls.declares("shares") else ()
+        others = (OTHER_MODELS,) if cls.declares("models") else ()
+        return (*super().needs(), *data, *others, on_many_processes(cls.works_on_pieces))
 
     def shares(self) -> Sequence[Share]:
         """Declare the data that is mixed in."""

@@ -62,6 +62,12 @@ class Selector(Method, axis="select", packages=("temper.select",)):
     needs_model: ClassVar[bool] = True
     """whether it looks at the model that the rows are chosen for"""
 
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        model = ("the model that rows are chosen for",) if cls.needs_model else ()
+        others = ("further stages: their models, or what they left in their folders",) if cls.declares("models") else ()
+        return (*super().needs(), *model, *others)
+
     def models(self) -> Sequence[str]:
         """Return further stages that it reads."""
         return ()

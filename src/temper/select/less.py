@@ -121,6 +121,13 @@ class _Features:
         tuning.hold_in(torch.float32)
         named = self.parameters = dict(tuning.parameters())
         values = self.snapshot.trained()
+        if values.keys() != named.keys():
+            raise SettingError(
+                "select.method.less.trajectory",
+                self.stage,
+                f"trained other numbers at step {self.snapshot.step} than at its start",
+                "warm up with a tuner that trains the same numbers throughout, such as lora",
+            )
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.copy_(values[name])

@@ -4,7 +4,7 @@ Decisions:
 - A method declares a `Calibration`: an empty accumulator for each module whose inputs it wants to know, and the rows to
   run. The engine fills those of all who ask in one pass over each set of rows; the same rows give the same bits.
 - A statistic sees one packed batch at a time, tokens by features, with the lengths of the documents in it; nothing is
-  padded, so that nothing needs a mask.
+  padded, so that nothing needs a mask. Soft prompts are read by the modules too, and count as tokens.
 - Modules of a block that read the same tensor (q, k and v; gate and up) share one statistic: `shared_inputs` says
   which.
 
@@ -27,6 +27,7 @@ from temper.data.source import Source
 from temper.models.anatomy import Anatomy
 from temper.models.generate import evaluation_mode
 from temper.models.model import Model
+from temper.models.prompt import prompt_lengths
 from temper.signals.forward import hidden_states
 
 READ_TOGETHER = (("q", "k", "v"), ("gate", "up"))
@@ -213,8 +214,9 @@ def _observe_batch(model: Model, batch: Batch, calibrations: Sequence[Calibratio
                 by_path.setdefault(path, []).append(statistic)
     if not by_path:
         return
+    lengths = prompt_lengths(model, batch.lengths)
     handles = [
-        model.module.get_submodule(path).register_forward_pre_hook(partial(_show, statistics, batch.lengths))
+        model.module.get_submodule(path).register_forward_pre_hook(partial(_show, statistics, lengths))
         for path, statistics in by_path.items()
     ]
     try:

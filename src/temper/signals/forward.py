@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from temper.data.pack import Batch
 from temper.models.attention import PackedLayout, packed_inputs
 from temper.models.model import Fusion, Model
+from temper.models.prompt import embed_behind_prompts
 from temper.signals.head import CHUNK_VALUES, Logprobs, SummedLogprobs
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
@@ -33,14 +34,19 @@ def logprob(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
 
 
 def hidden_states(model: Model, batch: Batch, is_causal: bool = True) -> Tensor:
-    """Return the last hidden state of every token, after the last norm, (T, D).
+    """Return the last hidden state of every token, after the last norm, (T, D); of soft prompts none.
 
     Args:
         is_causal: whether a token sees only what precedes it, or its whole document.
     """
-    backbone = model.module.get_submodule(model.anatomy.backbone)
-    layout = PackedLayout.of(batch.lengths, batch.tokens_T.device, is_causal)
-    return backbone(**packed_inputs(batch.tokens_T, batch.positions_T, layout)).last_hidden_state[0]  # type: ignore[no-any-return]
+    backbone, device = model.module.get_submodule(model.anatomy.backbone), batch.tokens_T.device
+    if not model.prompt_length:
+        layout = PackedLayout.of(batch.lengths, device, is_causal)
+        return backbone(**packed_inputs(batch.tokens_T, batch.positions_T, layout)).last_hidden_state[0]  # type: ignore[no-any-return]
+    run = embed_behind_prompts(model, batch.tokens_T, batch.lengths)
+    layout = PackedLayout.of(run.lengths, device, is_causal)
+    hidden_SD: Tensor = backbone(**packed_inputs(run.embedded_SD, run.positions_S, layout)).last_hidden_state[0]
+    return hidden_SD.index_select(0, run.places_T)
 
 
 def project(

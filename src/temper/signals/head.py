@@ -21,6 +21,9 @@ CHUNK_VALUES = 2**25
 """logits of a chunk, 64 MiB in bf16: each chunk reads and writes the whole gradient of the weight, so few are made"""
 SOFTMAX_VALUES = 2**20
 """logits that a CPU brings to float32 at once: 4 MiB, which stay in its cache"""
+PRODUCT_VALUES = 2**21
+"""entries of the weight's gradient that one product makes: whole, it took the gradient's memory one and a half times
+more and, on a CPU, up to twice the time"""
 KEPT_VALUES = 2**24
 """logits that are kept for the backward pass where there are no more: 32 MiB in bf16"""
 
@@ -48,8 +51,9 @@ class SummedLogprobs(torch.autograd.Function):
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
         grad_ND = torch.empty_like(scaled_ND) if wants_hidden else None
         grad_VD = torch.zeros_like(weight_VD) if wants_weight else None
+        buffer_CV = scaled_ND.new_empty(min(chunk, len(targets_N)), len(cast_VD))
         for part in _parts(len(targets_N), chunk):
-            logits_CV = scaled_ND[part] @ cast_VD.t()
+            logits_CV = torch.mm(scaled_ND[part], cast_VD.t(), out=buffer_CV[: len(targets_N[part])])
             for few in _parts(len(logits_CV), _rows(logits_CV)):
                 targets_C, counts_C = targets_N[part][few, None], counts_N[part][few, None]
                 logs_CV = torch.log_softmax(logits_CV[few].float(), 1)
@@ -60,7 +64,7 @@ class SummedLogprobs(torch.autograd.Function):
             if grad_ND is not None:
                 torch.mm(logits_CV, cast_VD, out=grad_ND[part])
             if grad_VD is not None:
-                grad_VD += logits_CV.t() @ scaled_ND[part]
+                _add_product(grad_VD, logits_CV, scaled_ND[part])
         if grad_ND is not None:
             grad_ND = (grad_ND * scale if scale != 1.0 else grad_ND).to(hidden_ND.dtype)
         ctx.save_for_backward(grad_ND, grad_VD)
@@ -113,7 +117,7 @@ class Logprobs(torch.autograd.Function):
             if grad_ND is not None:
                 grad_ND[part] = (slope_CV @ cast_VD) * -grad_N[part, None]
             if grad_VD is not None:
-                grad_VD += slope_CV.t() @ (scaled_ND[part] * -grad_N[part, None]).to(ctx.dtype)
+                _add_product(grad_VD, slope_CV, (scaled_ND[part] * -grad_N[part, None]).to(ctx.dtype))
         if grad_ND is not None:
             grad_ND = (grad_ND * ctx.scale if ctx.scale != 1.0 else grad_ND).to(ctx.hidden_dtype)
         return grad_ND, grad_VD, None, None, None, None
@@ -121,6 +125,13 @@ class Logprobs(torch.autograd.Function):
 
 def _scaled(hidden_ND: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     return (hidden_ND * scale if scale != 1.0 else hidden_ND).to(dtype)
+
+
+def _add_product(grad_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
+    """Add slope' hidden to the weight's gradient, some rows of it at a time."""
+    vocabulary, width = grad_VD.shape
+    for words in _parts(vocabulary, max(1, PRODUCT_VALUES // width)):
+        grad_VD[words] += slope_CV[:, words].t() @ hidden_CD
 
 
 def _parts(count: int, size: int) -> list[slice]:

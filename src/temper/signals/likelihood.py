@@ -30,7 +30,7 @@ def example_logprobs(
     found: list[NDArray[np.float64]] = [np.empty(0)] * len(examples)
     numbered = [Example(tuple(sequences), {"number": number}) for number, sequences in enumerate(examples)]
     with torch.inference_mode(), evaluation_mode(model.module):
-        for group in split_by_cost(numbered, batch_tokens):
+        for group in split_by_cost(numbered, batch_tokens, model.prompt_length):
             batch = pack(group).to(device)
             logprobs_N = token_logprobs(model, batch).double().cpu().numpy()
             example_N = np.asarray(batch.examples)[batch.document_N.cpu().numpy()]

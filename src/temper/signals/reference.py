@@ -71,12 +71,15 @@ class Past(Reference):
 
     def __init__(self, model: Model, trained: Sequence[tuple[str, nn.Parameter]]) -> None:
         self.model, self.trained = model, trained
-        self.values = [parameter.detach().clone() for _, parameter in trained]
+        # A prompt that trains was not there before: its past has no vectors.
+        prompts = {id(prompt) for prompt in model.prompts}
+        self.values = [
+            parameter.detach()[: 0 if id(parameter) in prompts else None].clone() for _, parameter in trained
+        ]
 
     def refresh(self) -> None:
         """Take what the model is now."""
-        for value, (_, parameter) in zip(self.values, self.trained, strict=True):
-            value.copy_(parameter.detach())
+        self.values = [parameter.detach().clone() for _, parameter in self.trained]
 
     @contextmanager
     def asked(self) -> Iterator[Model]:
@@ -98,8 +101,7 @@ class Past(Reference):
         return {"values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for value, kept in zip(self.values, state["values"], strict=True):
-            value.copy_(kept)
+        self.values = [kept.to(value.device) for value, kept in zip(self.values, state["values"], strict=True)]
 
 
 def _uncached_autocast(model: Model) -> AbstractContextManager[object]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+from temper.core.errors import SettingError
 from temper.core.methods import Method
 from temper.data.rows import Rows
 from temper.data.source import OnBadRows, Source, Split
 from temper.engine.distributed import World
-from temper.models.model import Model
+from temper.models.model import HEAD, Model
 
 
 class Context(Protocol):
@@ -53,7 +54,8 @@ class Outcome:
     """What a stage reports, for `stage.json`."""
 
     cost: dict[str, float] = field(default_factory=dict)
-    """`steps`, `tokens`, `supervised_tokens`, `flops`, `seconds`, `peak_memory_bytes`"""
+    """`steps`, `tokens`, `supervised_tokens`, `flops`, `seconds` and `peak_memory_bytes`; of a training stage also
+    `attach_seconds`, before the first step, and `start_memory_bytes`, with the model loaded"""
     details: dict[str, Any] = field(default_factory=dict)
     """anything else worth keeping: `trainable_parameters`, `parameters`, `rows`, `bad_rows`, `truncated`, ..."""
     warnings: list[str] = field(default_factory=list)
@@ -68,6 +70,10 @@ class Stage(Method, axis="stage", packages=("temper.stages",)):
     runs_on: ClassVar[Literal["main", "all"]] = "main"
     """which processes of a run do the work; where it is all, the main one writes the result"""
 
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        return (*super().needs(), f"on several processes, {'all of them' if cls.runs_on == 'all' else 'the main one'}")
+
     def models(self, previous: str) -> Sequence[str]:
         """Return the stages (or `base`) whose models this one reads.
 
@@ -80,6 +86,14 @@ class Stage(Method, axis="stage", packages=("temper.stages",)):
         """Return the stage (or `base`) that this one's model is compared with: the one it reads, where it reads one."""
         models = self.models(previous)
         return models[0] if len(models) == 1 else previous
+
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        """Return how many positions the soft prompts of the model that it makes take.
+
+        Args:
+            lengths: those of the models of the stages before it, and of `base`.
+        """
+        return lengths[self.starts_from(previous)]
 
     def sources(self) -> Sequence[Source]:
         """Return the data that this stage reads."""
@@ -101,3 +115,21 @@ class Stage(Method, axis="stage", packages=("temper.stages",)):
     def run(self, context: Context, previous: str) -> Outcome:
         """Do the work; called again after a kill, with what the first call left in `context.folder`."""
         raise NotImplementedError
+
+
+def head_of(folder: Path | None) -> Path | None:
+    """Return where the head lies that a stage's objective has learnt, None where it has learnt none."""
+    return folder / HEAD if folder is not None and (folder / HEAD).is_dir() else None
+
+
+def refuse_heads(context: Context, stages: Sequence[str], key: str, loss: str) -> None:
+    """Raise SettingError where a stage has learnt a head, which the result could not keep.
+
+    Args:
+        key: the setting that names the stages.
+        loss: what cannot be done with a head, as the rest of a sentence.
+    """
+    for stage in stages:
+        if head_of(context.artifact(stage)) is not None:
+            fix = "name the stage before it, and train a head on the result"
+            raise SettingError(key, stage, f"has learnt a head for labels, which {loss}", fix)

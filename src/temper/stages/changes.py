@@ -14,7 +14,9 @@ from temper.core.errors import ModelError
 from temper.delta.base import Delta, check_shape
 from temper.delta.dense import DenseDelta, add
 from temper.delta.lineage import Lineage, trace
-from temper.delta.tensors import module_tensors, open_weights
+from temper.delta.prompt import PromptDelta
+from temper.delta.tensors import module_tensors, open_weights, read_prompts, with_zeros
+from temper.models.biases import give_biases
 from temper.models.model import Model
 
 
@@ -98,7 +100,7 @@ class Changes:
         stages: where the models lie.
         of: the stages that made them.
         base: the stage (or `base`) that the changes are relative to.
-        module: its model.
+        module: its model; it is given the biases that it lacks and the others have.
 
     Raises:
         ModelError: a model that does not fit the base.
@@ -129,24 +131,43 @@ class Changes:
 
 def _read(stages: Stages, of: Sequence[str], base: str, module: nn.Module) -> list[Change]:
     start = trace(base, stages.artifact)
+    prompts = _prompts(start)
     lines = [trace(stage, stages.artifact) for stage in of]
     recipe_base: Mapping[str, Tensor] | None = None
-    changes = []
+    found: list[tuple[Mapping[str, Tensor] | None, list[Delta]]] = []
     for stage, line in zip(of, lines, strict=True):
+        if not torch.equal(_prompts(line), prompts):
+            raise ModelError(
+                f"stage {stage!r}: reads other soft prompts than {base!r}, and no weights can hold them; merge changes "
+                "to the stage that made the prompt (`base`), or train with the prompt lent (`with`)"
+            )
         deltas = _after(line, start)
         root: Mapping[str, Tensor] | None = None
         if deltas is None:
-            deltas = [delta for _, delta in line.deltas]
+            deltas = [delta for _, delta in line.deltas if not isinstance(delta, PromptDelta)]
             if line.root is not None:
                 root = open_weights(line.root)
             else:
                 recipe_base = recipe_base or module_tensors(stages.load(line.whole).module)
                 root = recipe_base
+        found.append((root, deltas))
+    named = [name for root, deltas in found for name in (*(root or ()), *(n for it in deltas for n in it.names()))]
+    zeros = {name: module.get_parameter(name).shape for name in give_biases(module, named).names}
+    changes = []
+    for stage, (root, deltas) in zip(of, found, strict=True):
         try:
-            changes.append(Change.of(module, root, deltas))
+            changes.append(Change.of(module, None if root is None else with_zeros(root, zeros), deltas))
         except ModelError as error:
             raise ModelError(f"stage {stage!r}: {error}") from error
     return changes
+
+
+def _prompts(line: Lineage) -> Tensor:
+    """Return the soft prompts of a stage's model, those of the recipe's base left out."""
+    first = torch.empty(0) if line.root is None else read_prompts(line.root)
+    further = [delta.vectors_PD for _, delta in line.deltas if isinstance(delta, PromptDelta)]
+    every = [prompts for prompts in (first, *further) if len(prompts)]
+    return torch.cat(every) if every else first
 
 
 def delta_since(stages: Stages, stage: str, since: str) -> Delta:

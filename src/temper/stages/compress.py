@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from temper.delta.base import Delta
 from temper.engine.precision import best_device, hold_in
 from temper.measure.base import Subject, Suite
 from temper.models.load import save_model
-from temper.models.model import Model
-from temper.stages.base import Context, Outcome, Stage
+from temper.models.model import HEAD, Model
+from temper.stages.base import Context, Outcome, Stage, head_of
 from temper.stages.changes import delta_since
 
 BYTES_BEFORE = 2
@@ -37,6 +38,9 @@ class CompressStage(Stage, name="compress"):
         # The start comes first: a change that is written is one to it.
         return list(dict.fromkeys([self.since, self.of or previous]))
 
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        return lengths[self.of or previous]
+
     def sources(self) -> Sequence[Source]:
         return self.method.sources()
 
@@ -51,6 +55,8 @@ class CompressStage(Stage, name="compress"):
             else:
                 save_model(made.result, folder)
             num_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        if original.head is not None:
+            shutil.copytree(original.head, context.folder / HEAD, dirs_exist_ok=True)
         before = BYTES_BEFORE * original.num_values
         context.say(f"{num_bytes:,} bytes, {before / num_bytes:.1f} times fewer than {before:,} in 16 bits")
         return Outcome(
@@ -66,6 +72,11 @@ class StageOriginal:
         self.context, self.stage, self.since = context, stage, since
         self.seed, self.cache, self.on_bad_rows = context.seed, Path(context.cache), context.on_bad_rows
 
+    @property
+    def head(self) -> Path | None:
+        """The head that was learnt with the change; it is kept as it is."""
+        return head_of(self.context.artifact(self.stage))
+
     @cached_property
     def _change(self) -> Delta:
         return delta_since(self.context, self.stage, self.since)
@@ -74,6 +85,7 @@ class StageOriginal:
     def _start(self) -> Model:
         model = self._load_start()
         self.fingerprint, model.fingerprint = model.fingerprint, ""
+        model.head = self.head
         hold_in(model, torch.float32)
         model.module.to(best_device())
         return model

@@ -1,10 +1,12 @@
 """Write a stage's model where other tools read it: a whole Hugging Face folder, or a PEFT adapter.
 
 An adapter is relative to the recipe's base: the low-rank changes of all the stages on the way are stacked into one.
+A head that a stage has learnt for labels lies beside the weights, in `head/`: other tools do not read it.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +19,14 @@ from transformers import AutoTokenizer
 from temper.core.errors import ModelError, SettingError
 from temper.core.files import whole_folder, write_json
 from temper.core.hashing import hash_files
-from temper.delta.base import Delta
+from temper.delta.base import WEIGHTS_FILE, Delta
 from temper.delta.dense import add
 from temper.delta.lineage import trace
-from temper.delta.low_rank import WEIGHTS_FILE, LowRankDelta
+from temper.delta.low_rank import LowRankDelta
+from temper.delta.prompt import PromptDelta
 from temper.models.load import save_model
-from temper.models.model import Model
-from temper.stages.base import Context, Outcome, Stage
+from temper.models.model import HEAD, Model
+from temper.stages.base import Context, Outcome, Stage, head_of
 from temper.stages.changes import Stages
 
 Form = Literal["model", "adapter"]
@@ -31,6 +34,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 MARK = "temper.json"
 """A folder with this file is Temper's own and may be replaced by a later export."""
+
+TAKE_OFF = "train `with` the prompt, which takes it off, and export that stage"
 
 PROBE = "Hello there, it's 2026:\n\tdef f(x): return x  # na\u00efve \u4f60\u597d"
 
@@ -89,15 +94,25 @@ def export(
             delta = delta.to(getattr(torch, dtype))
         with whole_folder(to) as folder:
             delta.save(folder)
-        return {"form": form, "to": str(to), "content": _content(to), "parameters": delta.num_values, "warnings": []}
+            warnings = _take_head(stages, stage, folder)
+        return {
+            "form": form,
+            "to": str(to),
+            "content": _content(to),
+            "parameters": delta.num_values,
+            "warnings": warnings,
+        }
     model = stages.load(stage)
+    if model.prompts:
+        reason = f"cannot hold {stage!r}: other tools would read its weights without its soft prompt"
+        raise SettingError("as", "model", reason, f"export the prompt's own stage with as: adapter, or {TAKE_OFF}")
     fingerprint = model.fingerprint
     if dtype is not None:
         _cast(model, getattr(torch, dtype))
     with whole_folder(to) as folder:
         save_model(model, folder)
         write_json(folder / MARK, {"export": stage, "form": form, "dtype": dtype, "fingerprint": fingerprint})
-        warnings = _tokenizer_warnings(model, folder)
+        warnings = [*_tokenizer_warnings(model, folder), *_take_head(stages, stage, folder)]
     return {
         "form": form,
         "to": str(to),
@@ -113,11 +128,11 @@ def _content(folder: Path) -> str:
     return hash_files(files) if files else ""
 
 
-def stack_adapters(stages: Stages, stage: str) -> LowRankDelta:
-    """Return a stage's whole change to the recipe's base as one low-rank delta.
+def stack_adapters(stages: Stages, stage: str) -> LowRankDelta | PromptDelta:
+    """Return a stage's whole change to the recipe's base as one low-rank delta, or as one soft prompt.
 
     Raises:
-        SettingError: a stage on the way whose change is not low-rank.
+        SettingError: a stage on the way whose change is something else, or low-rank changes and prompts together.
     """
     fix = "export it with as: model"
     line = trace(stage, stages.artifact)
@@ -129,12 +144,15 @@ def stack_adapters(stages: Stages, stage: str) -> LowRankDelta:
     deltas: list[Delta] = []
     for name, written in line.deltas:
         delta = written.plain()
-        if not isinstance(delta, LowRankDelta):
+        if not isinstance(delta, LowRankDelta | PromptDelta):
             reason = f"cannot hold {stage!r}: the change of stage {name!r} is {delta.kind}, not low-rank"
             raise SettingError("as", "adapter", reason, fix)
+        if deltas and type(delta) is not type(deltas[0]):
+            reason = f"cannot hold {stage!r}: it is a soft prompt and a low-rank change, and an adapter is one of them"
+            raise SettingError("as", "adapter", reason, TAKE_OFF)
         deltas.append(delta)
     total = add(*deltas)
-    assert isinstance(total, LowRankDelta)
+    assert isinstance(total, LowRankDelta | PromptDelta)
     return total
 
 
@@ -143,6 +161,18 @@ def _cast(model: Model, dtype: torch.dtype) -> None:
     for name, parameter in model.module.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(f"{name}: has values that {dtype} cannot hold; export with dtype: float32")
+
+
+def _take_head(stages: Stages, stage: str, folder: Path) -> list[str]:
+    """Write the head that a stage has learnt beside its weights, and say what it is."""
+    head = head_of(stages.artifact(stage))
+    if head is None:
+        return []
+    shutil.copytree(head, folder / HEAD)
+    return [
+        f"the head for labels lies in {HEAD}/ (head.safetensors: `weight`, labels x width, without bias; head.json: "
+        "labels, pooling, and whether attention is causal); other tools load the model without it"
+    ]
 
 
 def _tokenizer_warnings(model: Model, folder: Path) -> list[str]:

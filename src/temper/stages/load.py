@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ class Load(Stage, name="load"):
 
     def models(self, previous: str) -> Sequence[str]:
         return ()
+
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        return 0
 
     def content(self) -> str:
         if self.path.startswith(LAB):

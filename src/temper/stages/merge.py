@@ -9,7 +9,7 @@ method looks at mixtures before it settles on one.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -24,9 +24,10 @@ from temper.data.source import Source
 from temper.engine.precision import best_device, hold_in
 from temper.measure.base import Subject
 from temper.merge.base import Combine, Merge
+from temper.models.biases import give_biases
 from temper.models.load import save_model
 from temper.models.model import Model
-from temper.stages.base import Context, Outcome, Stage
+from temper.stages.base import Context, Outcome, Stage, refuse_heads
 from temper.stages.changes import Changes
 
 
@@ -50,11 +51,15 @@ class MergeStage(Stage, name="merge"):
     def models(self, previous: str) -> Sequence[str]:
         return list(dict.fromkeys([*self.of, self.base]))
 
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        return lengths[self.base]
+
     def sources(self) -> Sequence[Source]:
         return self.method.sources()
 
     def run(self, context: Context, previous: str) -> Outcome:
         start = time.monotonic()
+        refuse_heads(context, self.models(previous), "merge.of", "cannot be merged")
         bench = StageBench(context, self.of, self.base)
         merging = self.method.build(bench)
         bench.free()
@@ -97,6 +102,7 @@ class StageBench:
     @cached_property
     def model(self) -> Model:
         model = self.context.load(self.stage)
+        give_biases(model.module, self.names)
         hold_in(model, torch.float32)
         model.module.to(best_device())
         model.fingerprint, model.is_changed = "", True

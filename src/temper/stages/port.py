@@ -7,7 +7,7 @@ and exports as an adapter.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +20,7 @@ from temper.delta.base import Delta, read_delta
 from temper.delta.dense import DenseDelta
 from temper.delta.lineage import trace
 from temper.delta.port import port
-from temper.stages.base import Context, Outcome, Stage
+from temper.stages.base import Context, Outcome, Stage, refuse_heads
 from temper.stages.changes import delta_since
 
 
@@ -64,6 +64,10 @@ class Port(Stage, name="port"):
         onto = self.onto or previous
         return [onto] if self.of is None else list(dict.fromkeys([onto, self.of, self.since]))
 
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        moved = 0 if self.of is None else lengths[self.of] - lengths[self.since]
+        return lengths[self.onto or previous] + moved
+
     def content(self) -> str:
         folders = [folder for folder in (self.adapter, self.tuned, self.untuned) if folder is not None]
         for folder in folders:
@@ -75,16 +79,17 @@ class Port(Stage, name="port"):
     def run(self, context: Context, previous: str) -> Outcome:
         start = time.monotonic()
         onto = self.models(previous)[0]
+        refuse_heads(context, self.models(previous), "port.of", "fits the hidden states of its own model alone")
         if self.of is not None and self.of in [stage for stage, _ in trace(onto, context.artifact).deltas]:
             raise SettingError("onto", onto, f"has the change of {self.of!r} already", "put it onto another stage")
         change = self._change(context)
         ported = port(change, context.load(onto), self.scale)
         with whole_folder(context.folder / "delta") as folder:
             ported.save(folder)
-        context.say(f"ported a {ported.kind} change of {len(ported.names())} tensors onto {onto}")
+        context.say(f"ported a {ported.kind} change of {ported.num_values:,} values onto {onto}")
         return Outcome(
             cost={"seconds": time.monotonic() - start},
-            details={"kind": ported.kind, "changed_tensors": len(ported.names()), "values": ported.num_values},
+            details={"kind": ported.kind, "values": ported.num_values},
         )
 
     def _change(self, context: Context) -> Delta:

@@ -11,6 +11,7 @@ Decisions:
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ from temper.engine.fit import FitSettings
 from temper.models.load import load_model
 from temper.models.model import Model
 from temper.stages.base import Context, Outcome, Stage
-from temper.stages.synthesize import make, open_seeds, write_rows
+from temper.stages.making import open_rows
+from temper.stages.synthesize import make, write_rows
 from temper.stages.train import train_into
 from temper.synthesize.base import Synthesizer
 
@@ -66,7 +68,7 @@ class Rounds(Stage, name="rounds"):
 
     def run(self, context: Context, previous: str) -> Outcome:
         (start,) = self.models(previous)
-        seeds = open_seeds(context, self.data, self.method)
+        _, seeds = open_rows(context, self.data, self.method, "rounds")
         seed = context.seed if self.seed is None else self.seed
         running = _Running(self, context, start, seed)
         data, trained = seeds, None
@@ -90,9 +92,9 @@ class Rounds(Stage, name="rounds"):
         outcome.details["rounds"] = rounds
         for earlier in sorted(context.folder.glob(f"round-*/trained/{REPORT}")):
             cost: dict[str, float] = json.loads(earlier.read_text(encoding="utf-8"))
-            peak = max(outcome.cost["peak_memory_bytes"], cost.pop("peak_memory_bytes"))
-            summed = {name: outcome.cost[name] + value for name, value in cost.items()}
-            outcome.cost.update(summed, peak_memory_bytes=peak)
+            for name, value in cost.items():
+                joined = max if name.endswith("memory_bytes") else operator.add
+                outcome.cost[name] = joined(outcome.cost[name], value)
         return outcome
 
 

@@ -9,10 +9,10 @@ Legend: E rows (examples).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from temper.core.errors import DataError, SettingError
-from temper.core.hashing import hash_json
 from temper.data.rows import Rows, write_file
 from temper.data.source import Source
 from temper.data.sources.stage import DATA_FILE
@@ -29,15 +28,14 @@ from temper.engine.precision import best_device
 from temper.models.model import Model
 from temper.select.base import Pool, Selection, Selector
 from temper.signals.scores import Scores
-from temper.stages.base import Context, Outcome, Stage
+from temper.stages.base import Context, Outcome
+from temper.stages.making import MakesData, open_rows
 
 SCORES_FILE = "scores.parquet"
 
 
-class Select(Stage, name="select"):
+class Select(MakesData, name="select"):
     """Choose the rows that are worth training on."""
-
-    produces: ClassVar[Literal["model", "data", "files"]] = "data"
 
     example: ClassVar[dict[str, Any]] = {
         "method": "random",
@@ -45,30 +43,20 @@ class Select(Stage, name="select"):
     }
 
     method: Selector = Field(description="how rows are chosen")
-    data: tuple[Source, ...] = Field(description="sources of rows to choose from", min_length=1)
     from_stage: str | None = Field(
         None, alias="from", description="stage whose model they are chosen for, or base; the nearest before by default"
     )
     column: str = Field("score", min_length=1, description="the column in which a kept row's score is written")
     max_length: int = Field(2048, ge=2, description="longest row in tokens, the model's own limit at most")
     truncate: bool = Field(False, description="score longer rows by their beginning instead of taking them for bad")
-    seed: int | None = Field(None, ge=0, lt=2**63, description="of this stage; the recipe's where not given")
 
     def models(self, previous: str) -> Sequence[str]:
         own = (self.from_stage or previous,) if self.method.needs_model else ()
         return list(dict.fromkeys([*own, *self.method.models()]))
 
-    def sources(self) -> Sequence[Source]:
-        return self.data
-
-    def stands(self, folder: Path, details: Mapping[str, Any]) -> bool:
-        return (folder / DATA_FILE).is_file()
-
     def run(self, context: Context, previous: str) -> Outcome:
         started = time.monotonic()
-        parts = [context.open(source) for source in self.data]
-        rows = Rows.concatenate(parts, hash_json([part.fingerprint for part in parts]))
-        self._check(rows)
+        parts, rows = open_rows(context, self.data, self.method, "select")
         tables: list[Scores] = []
 
         def scores(of: Rows) -> Scores:
@@ -80,8 +68,8 @@ class Select(Stage, name="select"):
             model.module.to(best_device())
             return model
 
-        seed = context.seed if self.seed is None else self.seed
-        pool = Pool(rows, scores, load, context.artifact, context.open, self.from_stage or previous, seed)
+        of = self.from_stage or previous
+        pool = Pool(rows, scores, load, context.artifact, context.open, of, self.seed_in(context))
         selection = self.method.select(pool)
         if not len(selection.kept):
             raise SettingError("select.method", self.method.method_name, "kept no row", "look at the rows put aside")
@@ -98,15 +86,6 @@ class Select(Stage, name="select"):
             "scores": _quantiles(selection),
         }
         return Outcome({"seconds": time.monotonic() - started}, details, warnings)
-
-    def _check(self, rows: Rows) -> None:
-        if len(rows) == 0:
-            raise SettingError("select.data", "", "holds no row", "look at the rows put aside, or name other data")
-        wrong = set(rows.table.column("format").unique().to_pylist()) - self.method.formats
-        if wrong:
-            known = ", ".join(sorted(self.method.formats))
-            reason = f"cannot choose from rows of format {', '.join(sorted(wrong))}"
-            raise SettingError("select.method", self.method.method_name, reason, f"give it rows of {known}")
 
     def _write(self, folder: Path, rows: Rows, selection: Selection) -> None:
         kept = rows.take(selection.kept)

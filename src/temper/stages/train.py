@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from torch import Tensor
 
+from temper.core.errors import SettingError
 from temper.core.methods import methods_in
 from temper.data.rows import Rows
 from temper.data.source import Source
+from temper.delta.base import read_delta
+from temper.delta.prompt import PromptDelta
 from temper.engine.checkpoint import Checkpoints
 from temper.engine.fit import FitSettings, Fitted, fit
 from temper.engine.progress import showing_progress
 from temper.models.model import Model
+from temper.signals.setup import is_outside
 from temper.stages.base import Context, Outcome, Stage
 
 
@@ -37,13 +42,27 @@ class Train(Stage, FitSettings, name="train"):
     from_stage: str | None = Field(
         None, alias="from", description="stage whose model is trained, or base; the nearest model before, if not given"
     )
+    with_prompts: tuple[str, ...] = Field(
+        (),
+        alias="with",
+        description="stages that trained soft prompts: they stand before every document, frozen, while this stage "
+        "trains, and are taken off before it is saved and measured",
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="of this stage; the recipe's where not given")
 
+    @field_validator("with_prompts", mode="before")
+    @classmethod
+    def _one_or_many(cls, written: object) -> object:
+        return (written,) if isinstance(written, str) else written
+
     def models(self, previous: str) -> Sequence[str]:
-        return tuple(dict.fromkeys((self.starts_from(previous), *self.asked_models)))
+        return tuple(dict.fromkeys((self.starts_from(previous), *self.with_prompts, *self.asked_models)))
 
     def starts_from(self, previous: str) -> str:
         return self.from_stage or previous
+
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        return super().prompt_length(lengths, previous) + self.tune.prompt_length
 
     def sources(self) -> Sequence[Source]:
         replayed = [source for share in self.shares for source in share.sources]
@@ -53,17 +72,46 @@ class Train(Stage, FitSettings, name="train"):
     def run(self, context: Context, previous: str) -> Outcome:
         parts = [context.open(source) for source in self.data]
         seed = context.seed if self.seed is None else self.seed
-        outcome = train_into(context.folder, context, parts, context.load(self.starts_from(previous)), self, seed)
+        model = context.load(self.starts_from(previous))
+        lent = [self._prompt(context, stage) for stage in self.with_prompts]
+        outcome = train_into(context.folder, context, parts, model, self, seed, lent=lent)
         for source, part in zip(self.data, outcome.details.get("mixture", ()), strict=False):
             part["source"] = source.label
         return outcome
 
+    def _prompt(self, context: Context, stage: str) -> Tensor:
+        """Return the soft prompt that a stage trained.
+
+        Raises:
+            SettingError: its change is something else.
+        """
+        folder = None if is_outside(stage) else context.artifact(stage)
+        delta = read_delta(folder / "delta") if folder is not None and (folder / "delta").is_dir() else None
+        if not isinstance(delta, PromptDelta):
+            what = "made no change of its own" if delta is None else f"made a {delta.kind} change"
+            fix = "name a stage whose `tune` is soft_prompt, or train `from` this stage"
+            raise SettingError("train.with", stage, f"{what}, and only a soft prompt can be taken off again", fix)
+        return delta.vectors_PD
+
 
 def train_into(
-    folder: Path, context: Context, parts: Sequence[Rows], model: Model, settings: FitSettings, seed: int
+    folder: Path,
+    context: Context,
+    parts: Sequence[Rows],
+    model: Model,
+    settings: FitSettings,
+    seed: int,
+    *,
+    lent: Sequence[Tensor] = (),
 ) -> Outcome:
-    """Train a model on rows and leave the result in a folder; called again after a kill, it goes on where it was."""
+    """Train a model on rows and leave the result in a folder; called again after a kill, it goes on where it was.
+
+    Args:
+        lent: soft prompts that the model has while it trains, and its result has not.
+    """
     is_main = context.world.is_main
+    own = model.prompts
+    model.prompts = (*own, *lent)
     with showing_progress(context.name, settings.budget.steps) if is_main else nullcontext() as show:
         fitted = fit(
             model,
@@ -78,6 +126,7 @@ def train_into(
             on_step=show,
             world=context.world,
         )
+    model.prompts = own
     if is_main:
         _save(fitted, folder)
         # The result is whole: the checkpoints have done their work.

@@ -49,7 +49,7 @@ class Round:
             DataError: a question that does not fit the model, with `on_bad_rows="stop"`.
         """
         room = max_new_tokens or self._room(questions)
-        limit = int(self.model.module.config.get_text_config().max_position_embeddings)
+        limit = self.model.num_positions
         encoder = Encoder.of(self.model, limit)
         prompts: dict[int, list[int]] = {}
         for number, question in enumerate(questions):
@@ -92,6 +92,11 @@ class Synthesizer(Method, axis="synthesize", packages=("temper.synthesize",)):
     """whether what it makes is added to the data so far, instead of taking its place"""
     trains_first: ClassVar[bool] = False
     """whether in rounds the model is trained on the seed rows before it is first asked"""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        trained = " that was trained on the seed rows" if cls.trains_first else ""
+        return (*super().needs(), f"a model{trained} to ask")
 
     def make(self, round: Round) -> Made:
         """Make rows.

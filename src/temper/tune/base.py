@@ -6,7 +6,7 @@ whatever `parameters()` yields and never asks which tuner it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from temper.core.errors import SettingError
-from temper.core.methods import Live, Method
+from temper.core.methods import CALIBRATION, Live, Method, on_many_processes
+from temper.core.schedule import Moment
+from temper.data.pack import Batch
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
 
 
 class Tuning(Live):
-    """A tuner at work on one model. Attaching changes no output: attached but untrained = base."""
+    """A tuner at work on one model. Attaching changes no output, attached but untrained = base, where the tuner
+    `starts_at_base`."""
 
     model: Model
 
@@ -56,6 +59,16 @@ class Tuning(Live):
             if parameter.is_floating_point() and not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
 
+    def before_batches(self, batches: Sequence[Batch], moment: Moment) -> None:
+        """Look at all micro-batches of a step, with their rows' columns, before the first of them is computed."""
+
+    def before_pass(self, batch: Batch) -> None:
+        """Called before a micro-batch is run for its loss."""
+
+    def after_pass(self, batch: Batch) -> Tensor | None:
+        """Called after it, before the backward pass: return what it adds to the step's objective, a scalar, or None."""
+        return None
+
     def penalty(self) -> Tensor | None:
         """Return a scalar added to every step's objective, or None."""
         return None
@@ -78,9 +91,22 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
 
     default_lr: ClassVar[float] = 1e-5
     """peak learning rate where the recipe names none"""
+    starts_at_base: ClassVar[bool] = True
+    """Attached but untrained the model gives what it gave before, bit for bit but for another order of sums. Where it
+    is false the numbers begin elsewhere; taking the tuner off still gives the base back."""
     works_on_pieces: ClassVar[bool] = False
     """What trains are parameters of `model.module` and nothing else, looked up there each time `parameters` is asked,
     so that they may be divided among processes (DTensor). Where it is false, each process holds everything."""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        calibration = (CALIBRATION,) if cls.declares("calibration") else ()
+        return (*super().needs(), *calibration, on_many_processes(cls.works_on_pieces))
+
+    @property
+    def prompt_length(self) -> int:
+        """How many positions it takes before every document."""
+        return 0
 
     def calibration(self, model: Model) -> Calibration | None:
         """Declare what is to be measured on rows before attaching; None where nothing is."""

@@ -18,11 +18,13 @@ class HalfFineTuning(Tune, name="hft"):
     """Train a random half of each block's matrices in a stage, and leave the other half as it is.
 
     In every block, half of {q, k, v, o}, half of {gate, up, down} and half of the norms are drawn anew in each stage
-    (by its seed); of an odd number, blocks take the smaller and the larger half in turn. A bias goes with its matrix.
+    (by its seed); of an odd number, the larger half in a random half of the blocks and the smaller half in the others,
+    so that half of all trains. A bias goes with its matrix. Embeddings and head train.
 
-    Paper: HFT: Half Fine-Tuning for Large Language Models, arXiv:2404.18466.
-    Symbols: the half is `share`. Deviation: matrices that a family fuses (q, k and v in one) are drawn as one; what is
-    outside of the blocks trains unless `train_embeddings` is false, where the paper's text leaves it open.
+    Paper: HFT: Half Fine-Tuning for Large Language Models, arXiv:2404.18466 (selection by category).
+    Symbols: the half is `share`; `train_embeddings: false` lets embeddings and head rest as well.
+    Deviation: matrices that a family fuses (q, k and v in one) are drawn as one; the last norm, outside of the blocks,
+    goes with the embeddings.
     """
 
     default_lr: ClassVar[float] = 1e-5
@@ -34,10 +36,12 @@ class HalfFineTuning(Tune, name="hft"):
         generator = np.random.default_rng(seed)
         blocks = model.anatomy.blocks
         drawn: list[str] = []
-        for block in blocks:
-            for units in _units(block):
-                count = int((block.index + 1) * len(units) * self.share) - int(block.index * len(units) * self.share)
-                drawn += [units[index] for index in sorted(generator.permutation(len(units))[:count])]
+        for units_of_blocks in zip(*(_units(block) for block in blocks), strict=True):
+            # Counts come from running sums over the blocks in random order, so that the rounding is spread by chance.
+            for turn, index in enumerate(generator.permutation(len(blocks))):
+                units = units_of_blocks[index]
+                count = int((turn + 1) * len(units) * self.share) - int(turn * len(units) * self.share)
+                drawn += [units[number] for number in generator.permutation(len(units))[:count]]
         active = set(parameters_under(model, *drawn))
         if self.train_embeddings:
             inside = set(parameters_under(model, *(block.path for block in blocks)))

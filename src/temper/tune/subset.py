@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from temper.models.biases import check_saveable
 from temper.models.load import save_model
 from temper.models.model import Model
 from temper.tune.base import Tuning
@@ -25,9 +26,13 @@ class SubsetTuning(Tuning):
     Args:
         active: names of the parameters that train at first.
         movable: names of those that may ever train; what is active, if not given.
+
+    Raises:
+        ModelError: a model that cannot be saved whole.
     """
 
     def __init__(self, model: Model, active: Collection[str], movable: Collection[str] | None = None) -> None:
+        check_saveable(model.module)  # before it trains, and not after
         self.model = model
         self.stored = {name: parameter.dtype for name, parameter in self.named.items()}
         self.movable = [name for name in self.named if name in set(active if movable is None else movable)]

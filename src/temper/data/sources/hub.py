@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -17,7 +17,9 @@ from temper.data.source import OnBadRows, Source, Split
 
 
 class HubSource(Reading, Source, name="hub"):
-    """Rows from the Hugging Face hub, or from a folder written by `datasets`. Needs the extra `hub`."""
+    """Rows from the Hugging Face hub, or from a folder written by `datasets`."""
+
+    extra: ClassVar[str] = "hub"
 
     path: str = Field(description="a hub id (`owner/name`), or a folder that `save_to_disk` wrote")
     config: str | None = Field(None, description="the data set's configuration, where it has several")
@@ -68,7 +70,7 @@ class HubSource(Reading, Source, name="hub"):
         try:
             import datasets
         except ImportError as error:
-            raise MissingExtra("datasets", "hub", f"the source hub ({self.path})") from error
+            raise MissingExtra("datasets", self.extra, f"the source hub ({self.path})") from error
         folder = Path(self.path).expanduser()
         if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
             return datasets.load_from_disk(str(folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from temper.core.errors import MissingExtra
 from temper.engine.trackers.base import Tracker, Tracking
@@ -28,9 +28,11 @@ class TensorBoard(Tracker, name="tensorboard"):
     Source: https://www.tensorflow.org/tensorboard
     """
 
+    extra: ClassVar[str] = "tensorboard"
+
     def open(self, stage: str, folder: Path) -> Tracking:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise MissingExtra("tensorboard", "tensorboard", "track: tensorboard") from error
+            raise MissingExtra("tensorboard", self.extra, "track: tensorboard") from error
         return _Tracking(SummaryWriter(log_dir=str(folder / "tensorboard")))

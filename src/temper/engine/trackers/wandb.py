@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ class WeightsAndBiases(Tracker, name="wandb"):
     Source: https://docs.wandb.ai
     """
 
+    extra: ClassVar[str] = "wandb"
+
     project: str = Field("temper", description="project that the run belongs to")
     mode: Literal["online", "offline"] = Field("online", description="offline writes to the stage's folder only")
 
@@ -36,7 +38,7 @@ class WeightsAndBiases(Tracker, name="wandb"):
         try:
             import wandb
         except ImportError as error:
-            raise MissingExtra("wandb", "wandb", "track: wandb") from error
+            raise MissingExtra("wandb", self.extra, "track: wandb") from error
         # The folder's name holds the stage's hash, so a continued stage continues its run.
         return _Tracking(
             wandb.init(project=self.project, name=stage, id=folder.name, dir=folder, resume="allow", mode=self.mode)

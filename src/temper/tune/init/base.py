@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from temper.core.methods import Method
+from temper.core.methods import CALIBRATION, Method
 from temper.models.anatomy import Part
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
@@ -39,6 +39,10 @@ class Start:
 
 class LowRankInit(Method, axis="init", packages=("temper.tune.init",)):
     """Where does a low-rank update start?"""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        return (*super().needs(), *((CALIBRATION,) if cls.declares("calibration") else ()))
 
     def calibration(self, model: Model, wanted: Sequence[Wanted]) -> Calibration | None:
         """Declare what is to be measured before `start`; None where nothing is."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from temper.core.methods import Method
+from temper.core.methods import CALIBRATION, Method
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
 
 
 class BlockScore(Method, axis="block_score", packages=("temper.tune.score",)):
     """How much does each block matter?"""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        return (*super().needs(), *((CALIBRATION,) if cls.declares("calibration") else ()))
 
     def calibration(self, model: Model) -> Calibration | None:
         """Declare what is to be measured before `scores`; None where nothing is."""

@@ -20,11 +20,13 @@ from temper.tune.score.base import BlockScore
 class Outlier(BlockScore, name="outlier"):
     """D = the share of a block's weights with A > M mean(A), where A_ij = |W_ij| ||X_j||_2.
 
-    X_j is feature j of the inputs of W over the calibration rows; the mean is the block's.
+    X_j is feature j of the inputs of W over the calibration rows; the mean is the block's. As the score of `lisa`,
+    blocks are drawn with chances p_l = D_l / sum(D), without replacement.
 
     Paper: OwLore: Outlier-weighed Layerwise Sampled Low-Rank Projection for Memory-Efficient LLM Fine-tuning,
     arXiv:2405.18380. The score itself: Outlier Weighed Layerwise Sparsity (OWL), arXiv:2310.05175.
-    Symbols: M is `threshold`.
+    Symbols: M is `threshold`. OwLore's second half, the low-rank projection of the drawn blocks' gradients, is the
+    optimizer `galore`.
     """
 
     threshold: float = Field(13.0, gt=0, description="M, how many times the block's mean makes an outlier")

@@ -1,0 +1,201 @@
+"""LoFiT: the heads that matter for a task are found, then each gets an offset.
+
+Legend: T tokens, D model width, H heads of a block, C features of a head, I inputs of the output projection (H C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from temper.core.errors import SettingError, TrainingError, nearest
+from temper.core.schedule import Moment
+from temper.delta.base import Provenance
+from temper.delta.dense import DenseDelta
+from temper.models.anatomy import Block, part_weight
+from temper.models.model import Model
+from temper.signals.calibration import Calibration
+from temper.tune.base import Tune, Tuning
+
+
+class Heads:
+    """One block's heads: a vector for each, by which its output is scaled at first and shifted later."""
+
+    def __init__(self, module: nn.Module, block: Block) -> None:
+        self.module, self.block = module, block
+        self.part = next(part for part in block.parts if part.name == "o")
+        shape = (block.num_heads, self.part.in_features // block.num_heads)
+        weight = module.get_submodule(self.part.path).get_parameter("weight")
+        self.vector_HC = nn.Parameter(torch.zeros(shape, device=weight.device))
+        self.is_chosen_H: Tensor | None = None
+        """bool: the heads that have offsets; None while all are scaled"""
+        self.is_new = False
+        """the vector is another since it was last asked"""
+
+    @property
+    def name(self) -> str:
+        return f"{self.part.path}.{'scaling' if self.is_chosen_H is None else 'offset'}"
+
+    def hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Change what the output projection reads: z <- (1 + A) z, then z <- z + v."""
+        if self.is_chosen_H is None:
+            return ((args[0] * (1 + self.vector_HC.flatten())).to(args[0].dtype), *args[1:])
+        if not self.is_chosen_H.any():
+            return None
+        return ((args[0] + self.offset_I()).to(args[0].dtype), *args[1:])
+
+    def offset_I(self) -> Tensor:
+        """Return the offsets of all heads, 0 for those that were not chosen."""
+        assert self.is_chosen_H is not None
+        return torch.where(self.is_chosen_H[:, None], self.vector_HC, 0.0).flatten()
+
+    def choose(self, is_chosen_H: Tensor) -> None:
+        """Forget the scalings, and give the chosen heads offsets of 0."""
+        self.is_chosen_H, self.is_new = is_chosen_H.to(self.vector_HC.device), True
+        with torch.no_grad():
+            self.vector_HC.zero_()
+
+    @torch.no_grad()
+    def change(self) -> tuple[str, Tensor]:
+        """Return the same in numbers of the model: name and change of a parameter, float32."""
+        weight_DI = part_weight(self.module, self.part).float()
+        if self.is_chosen_H is not None:
+            return f"{self.part.path}.bias", weight_DI @ self.offset_I()
+        change_DI = weight_DI * self.vector_HC.flatten()
+        return f"{self.part.path}.weight", change_DI.T if self.part.is_transposed else change_DI
+
+
+class LoFiTTuning(Tuning):
+    """Scalings or offsets at work on one model."""
+
+    def __init__(self, model: Model, settings: LoFiT) -> None:
+        model.module.requires_grad_(False)
+        self.model, self.settings = model, settings
+        self.heads = [Heads(model.module, block) for block in model.anatomy.blocks]
+        self._handles = [
+            model.module.get_submodule(each.part.path).register_forward_pre_hook(each.hook) for each in self.heads
+        ]
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from ((each.name, each.vector_HC) for each in self.heads)
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The heads that have offsets, as they are written in a recipe."""
+        return tuple(
+            f"{each.block.index}.{head}"
+            for each in self.heads
+            if each.is_chosen_H is not None
+            for head in each.is_chosen_H.nonzero().flatten().tolist()
+        )
+
+    def choose(self, heads: Sequence[str]) -> None:
+        """Begin to train offsets on some heads."""
+        for each in self.heads:
+            count = each.block.num_heads
+            each.choose(torch.tensor([f"{each.block.index}.{head}" in heads for head in range(count)]))
+
+    def largest(self) -> list[str]:
+        """Return the heads whose scalings have the largest norms, largest first."""
+        norms = torch.cat([each.vector_HC.detach().norm(dim=1) for each in self.heads])
+        names = [f"{each.block.index}.{head}" for each in self.heads for head in range(each.block.num_heads)]
+        order = norms.argsort(descending=True, stable=True).tolist()
+        return [names[place] for place in order[: max(1, round(self.settings.share * len(names)))]]
+
+    def before_step(self, moment: Moment) -> None:
+        if not self.chosen and moment.progress >= self.settings.search:
+            self.choose(self.largest())
+
+    def after_training(self) -> None:
+        if not self.chosen:
+            raise TrainingError(
+                f"tune.lofit.search: {self.settings.search} is the share of the stage in which heads are found, and "
+                "it ended, or had its best validation, before that; train longer, lower it, or give the heads"
+            )
+
+    def take_change(self) -> Mapping[str, Tensor] | None:
+        if not any(each.is_new for each in self.heads):
+            return None
+        for each in self.heads:
+            each.is_new = False
+        return {each.name: torch.full(each.vector_HC.shape, -1) for each in self.heads}
+
+    def penalty(self) -> Tensor | None:
+        if self.chosen:
+            return None
+        return self.settings.sparsity * torch.stack([each.vector_HC.abs().sum() for each in self.heads]).sum()
+
+    def numbers(self) -> dict[str, Tensor]:
+        held = super().numbers()
+        for each in self.heads:
+            if each.is_chosen_H is not None:
+                held[f"{each.part.path}.is_chosen"] = each.is_chosen_H
+        return held
+
+    def restore(self, numbers: Mapping[str, Tensor]) -> None:
+        for each in self.heads:
+            is_chosen_H = numbers.get(f"{each.part.path}.is_chosen")
+            each.is_chosen_H = None if is_chosen_H is None else is_chosen_H.to(each.vector_HC.device)
+            with torch.no_grad():
+                each.vector_HC.copy_(numbers[each.name])
+            each.is_new = False
+
+    def delta(self) -> DenseDelta:
+        """Return the change so far, as a copy: biases of the output projections."""
+        changing = [each for each in self.heads if each.is_chosen_H is None or each.is_chosen_H.any()]
+        found = self.settings.model_copy(update={"heads": self.chosen})
+        provenance = Provenance(self.model.fingerprint, str(self.model.folder or ""), found.written())
+        return DenseDelta(dict(each.change() for each in changing), provenance)
+
+    def save(self, folder: Path) -> None:
+        """Write `delta/`; the method in its provenance names the heads that were found."""
+        self.delta().save(folder / "delta")
+
+    def merge(self) -> None:
+        delta = self.delta()
+        self.detach()
+        delta.apply(self.model, keep=False)
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class LoFiT(Tune, name="lofit"):
+    """Find the attention heads that matter for the task, and train an offset for each.
+
+    First every head's output z is scaled, z <- (1 + A) * z, and A (a number for each feature) trains with
+    lambda ||A||_1 added to the objective. The K heads with the largest ||A||_2 are chosen and A is let go. Then
+    z <- z + v trains, v being a vector for each chosen head, and nothing else. Saved, W_o v is a bias of the output
+    projection.
+
+    Paper: LoFiT: Localized Fine-tuning on LLM Representations, arXiv:2406.01563.
+    Symbols: lambda is `sparsity`, K is `share` of all heads. Deviation: both steps are one stage, in which one learning
+    rate schedule runs through both; A and v start at 0, not at random near it, so that the start is the base.
+    """
+
+    default_lr: ClassVar[float] = 5e-3
+
+    share: float = Field(0.03, gt=0, le=1, description="K over the number of heads: the share that gets offsets")
+    search: float = Field(0.5, gt=0, lt=1, description="share of the stage in which the heads are found")
+    sparsity: float = Field(5e-4, ge=0, description="lambda: factor of the sum of |A|")
+    heads: tuple[str, ...] = Field(
+        (), description="heads by block and number (3.0, 3.5) that get offsets from the start; empty: they are found"
+    )
+
+    def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> LoFiTTuning:
+        known = [f"{block.index}.{head}" for block in model.anatomy.blocks for head in range(block.num_heads)]
+        for head in self.heads:
+            if head not in known:
+                raise SettingError("tune.lofit.heads", head, "is no head of this model", nearest(head, known))
+        tuning = LoFiTTuning(model, self)
+        if self.heads:
+            tuning.choose(self.heads)
+            tuning.take_change()
+        return tuning
