@@ -66,13 +66,9 @@ class Bench:
     ) -> Fitted:
         """Train a model in place, with the settings of a `train` stage. The tuning stays attached.
 
-                Args:
-                    models: what the settings' names of other models stand for, besides those of lab bases.
-        <<<<<<< HEAD
-                    folder: holds what the training leaves (snapshots); a temporary one by default.
-        =======
-                    folder: where the training keeps what the settings ask for, such as snapshots.
-        >>>>>>> eff3-w
+        Args:
+            models: what the settings' names of other models stand for, besides those of lab bases.
+            folder: holds what the training leaves (snapshots); a temporary one by default.
         """
         values = {"steps": 60, "batch_size": 32, "precision": "fp32", "spike": None, **settings}
         others = models or {}
