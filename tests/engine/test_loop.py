@@ -154,6 +154,29 @@ def test_a_spike_stops_and_names_the_example(tmp_path: Path) -> None:
     quiet.run()
 
 
+@pytest.mark.parametrize("begins_anew", [True, False])
+def test_a_tuner_that_begins_anew_is_no_spike_and_one_that_goes_on_is(begins_anew: bool, tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, made=examples(tuple([9] * 40)), num_steps=60, batch_size=4)
+    whole, steps = loop.target.loss, iter(range(60))
+
+    def lost(batch, moment):  # type: ignore[no-untyped-def]
+        loss = whole(batch, moment)
+        return loss if moment.step < 30 else Loss(loss.total * 50, loss.document_B)
+
+    def change() -> dict[str, torch.Tensor] | None:
+        if next(steps) != 30:
+            return None
+        return {name: torch.full(p.shape, -1) for name, p in loop.tuning.parameters()} if begins_anew else {}
+
+    loop.target.loss = lost  # type: ignore[method-assign]
+    loop.tuning.take_change = change  # type: ignore[method-assign]
+    if begins_anew:
+        assert loop.run()["steps"] == 60
+    else:
+        with pytest.raises(TrainingError, match="step 30: the loss jumped to"):
+            loop.run()
+
+
 def test_validation_picks_the_best_step_and_stops_early(tmp_path: Path) -> None:
     held_out = to_batches(examples((9, 9, 12), seed=5), 64)
     loop = make_loop(

@@ -111,6 +111,8 @@ class Loop:
 
     def _follow(self, origins: Mapping[str, Tensor]) -> None:
         """Train another set of numbers from now on; the optimizer keeps its state of those that stay."""
+        if all(name in origins and bool((origins[name] < 0).all()) for name, _ in self.tuning.parameters()):
+            self.watch.forget()  # all that was learnt has been let go of: the loss may be the base's again
         former = self.optimizer
         self._train_what_moves()
         named = dict(self.trained)

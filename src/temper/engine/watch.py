@@ -85,6 +85,10 @@ class LossWatch:
                 )
         self.recent.append(loss)
 
+    def forget(self) -> None:
+        """Begin anew, as before the first step."""
+        self.recent.clear()
+
     def state_dict(self) -> dict[str, Any]:
         return {"recent": list(self.recent)}
 
