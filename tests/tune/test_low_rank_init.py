@@ -17,7 +17,7 @@ from temper.core.errors import SettingError, TrainingError
 from temper.data.example import Example
 from temper.data.pack import pack
 from temper.models.model import Model
-from temper.signals.calibration import Calibration, Covariance, observe
+from temper.signals.calibration import Calibration, Covariance, IncrementalSVD, observe
 from temper.tune.base import Tune
 from temper.tune.lora import LoRA, LoRATuning
 from training import attach, examples, moved, outputs
@@ -166,6 +166,18 @@ def test_what_never_settles_is_told() -> None:
     path = next(model.anatomy.parts("q")).path
     with pytest.raises(TrainingError, match=r"not settled.*num_examples"):
         observe(model, [pack(examples((9,)))], [Calibration({path: Covariance()}, is_repeated=True)])
+
+
+def test_directions_that_change_places_are_the_same_directions() -> None:
+    svd, leaders = IncrementalSVD(2), []
+    for number in range(6):
+        axes_2I = torch.eye(2, 8) * 1.7**number
+        axes_2I[number % 2] *= 1.7
+        svd.update(torch.cat([axes_2I, -axes_2I]), [4])
+        assert svd.components_CI is not None
+        leaders.append(int(svd.components_CI[0].abs().argmax()))
+    assert leaders == [0, 1, 0, 1, 0, 1], "or nothing is tested"
+    assert float(svd.similarity_C().max()) < 0.01 and float(svd.similarity_C(by_place=False).min()) > 0.99
 
 
 def test_without_its_pass_a_start_is_refused() -> None:

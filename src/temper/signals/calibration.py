@@ -175,11 +175,17 @@ class IncrementalSVD(Statistic):
         """The share of the inputs' variance along each direction, float64."""
         return self.singular_C.double().square() / (self.variance_I.sum() * self.num_tokens)
 
-    def similarity_C(self) -> Tensor:
-        """Return the cosine between each direction and its former self; 0 after the first batch."""
+    def similarity_C(self, by_place: bool = True) -> Tensor:
+        """Return the cosine between each direction and the former one in its place; 0 after the first batch.
+
+        Args:
+            by_place: else the former one that is closest, wherever it was: directions that explain nearly the same
+                change places from batch to batch, for ever.
+        """
         if self.components_CI is None or self.previous_CI is None:
             return torch.zeros(self.num_components)
-        return nn.functional.cosine_similarity(self.components_CI, self.previous_CI)
+        cosines_CC = self.components_CI.double() @ self.previous_CI.double().T  # the first is float32
+        return cosines_CC.diagonal() if by_place else cosines_CC.abs().amax(1)
 
 
 def shared_inputs(anatomy: Anatomy) -> dict[str, str]:
