@@ -20,9 +20,9 @@ NEEDED: dict[str, dict[str, Any]] = {
     "classify": {"labels": ["few", "many"]},
     "tag": {"labels": ["odd", "even"]},
 }
-"""what objectives without defaults for everything are given"""
+"""what some objectives are given instead of their `example`: what `content` makes"""
 OBJECTIVES: dict[str, object] = {
-    **{name: {name: NEEDED.get(name, {})} for name in Objective.methods()},
+    **{name: {name: NEEDED.get(name, dict(method.example))} for name, method in Objective.methods().items()},
     "open classify": {"classify": {"labels": ["few", "many"], "causal": False, "pooling": "mean"}},
     "causal tag": {"tag": {"labels": ["odd", "even"], "causal": True}},
     "distill itself": {"distill": {"teacher": "start", "divergence": "skewed_reverse", "temperature": 2.0}},

@@ -19,7 +19,9 @@ from temper.stages.base import Stage
 
 NEEDS: dict[str, dict[str, Any]] = {}
 """settings without which a method cannot be, or would take long"""
-CONTRACTS: dict[str, Any] = {name: {name: NEEDS.get(name, {})} for name in Compress.methods()}
+CONTRACTS: dict[str, Any] = {
+    name: {name: NEEDS.get(name, dict(method.example))} for name, method in Compress.methods().items()
+}
 
 
 def compressed(folder: Path, written: Any, kind: str, family: str) -> tuple[RunWithData, Any, dict[str, Any]]:

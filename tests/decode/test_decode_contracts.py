@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from families import tiny
-from temper.core.errors import ModelError
+from temper.core.errors import ModelError, SettingError
 from temper.data.example import Example, Sequence
 from temper.data.pack import pack
 from temper.decode.base import Decode
@@ -18,17 +18,23 @@ from temper.models.load import save_model
 from temper.signals.forward import forward, token_logprobs
 from training import examples
 
-NUM: dict[str, int] = {"emulated_fine_tuning": 3}
-"""models that a method is tried with"""
-CONTRACTS: dict[str, Any] = {name: {name: {}} for name in Decode.methods()}
+CONTRACTS: dict[str, Any] = {name: {name: dict(method.example)} for name, method in Decode.methods().items()}
 SIZES: list[dict[str, Any]] = [{}, {"hidden_size": 32, "num_hidden_layers": 1}, {"hidden_size": 32, "seed": 1}]
 
 
 def joined(written: Any, **changes: Any) -> Any:
     method = Decode.parse(written)
-    num = NUM.get(method.method_name, 2)
-    method.check(num)
+    num = next(num for num in range(2, len(SIZES) + 1) if takes(method, num))
     return method.join([tiny(**{**SIZES[number], **changes}) for number in range(num)])
+
+
+def takes(method: Decode, num_models: int) -> bool:
+    """Tell whether a method combines so many models."""
+    try:
+        method.check(num_models)
+    except SettingError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("written", CONTRACTS.values(), ids=CONTRACTS)

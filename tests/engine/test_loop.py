@@ -17,13 +17,14 @@ from temper.engine.loop import Loop, Validation, to_batches
 from temper.objectives.base import Loss
 from temper.optim.base import Optim
 from temper.tune.base import Tune
+from temper.tune.init.base import LowRankInit
 from training import examples, make_loop, trained
 
 TUNERS = [
-    *({name: {}} for name in Tune.methods()),
+    *({name: dict(method.example)} for name, method in Tune.methods().items()),
     {"lora": {"rank": 3, "dropout": 0.1}},
     {"lora": {"targets": ["q", "down"], "rs_lora": True}},
-    {"lora": {"rank": 3, "init": "corda"}},
+    *({"lora": {"rank": 3, "init": {name: dict(way.example)}}} for name, way in LowRankInit.methods().items()),
     {"lisa": {"blocks": 1, "every_steps": 2, "score": {"outlier": {"threshold": 3}}}},
 ]
 TUNERS += [
@@ -31,7 +32,10 @@ TUNERS += [
     {"spiel": {"every_steps": 3, "gather_steps": 2}},
     {"spiel": {"every_steps": 3, "gather_steps": 2, "regrow": "ma"}},
 ]
-OPTIMIZERS = [*({name: {}} for name in Optim.methods()), {"galore": {"rank": 4, "every_steps": 2}}]
+OPTIMIZERS = [
+    *({name: dict(method.example)} for name, method in Optim.methods().items()),
+    {"galore": {"rank": 4, "every_steps": 2}},
+]
 CHANGING = {"lisa": {"blocks": 1, "every_steps": 2}}
 """what trains changes under the optimizer's feet"""
 

@@ -14,7 +14,7 @@ from temper.merge.base import Merge
 from temper.models.model import Model
 
 CONTRACTS: dict[str, Any] = {
-    **{name: {name: NEEDS.get(name, {})} for name in Merge.methods()},
+    **{name: {name: NEEDS.get(name, dict(method.example))} for name, method in Merge.methods().items()},
     "ties of all entries": {"ties": {"density": 1}},
     "dare of all entries": {"dare": {"density": 1}},
     "dare with election": {"dare": {"elect": True, "normalize": True, "rescale": "l1"}},

@@ -12,7 +12,7 @@ from training import examples, make_loop, trained, trained_with_a_break
 
 NAMED = {"of": "old.jsonl"}
 RETAIN: dict[str, object] = {
-    **{name: {name: NAMED if name == "replay" else {}} for name in Retain.methods()},
+    **{name: {name: dict(method.example)} for name, method in Retain.methods().items()},
     "kl_base on named rows": {"kl_base": {**NAMED, "examples": 3, "strength": 2.0}},
     "kl_base in reverse": {"kl_base": {"direction": "reverse", "strength": 2.0}},
     "kl_base to another": {"kl_base": {"reference": "base"}},

@@ -12,19 +12,22 @@ from temper.delta.base import read_delta
 from temper.models.load import load_model
 from temper.models.model import Model
 from temper.tune.base import Tune
+from temper.tune.init.base import LowRankInit
 from training import REORDERING, attach, moved, outputs
 
 CONTRACTS: dict[str, object] = {
-    **{name: name for name in Tune.methods()},
+    **{name: {name: dict(method.example)} for name, method in Tune.methods().items()},
     "lora of many ranks": {"lora": {"rank": 3, "ranks": {"down": 5, "0.*": 2}}},
-    "lora by eva": {"lora": {"rank": 3, "init": "eva"}},
-    "lora by corda": {"lora": {"rank": 3, "init": "corda"}},
+    **{
+        f"lora by {name}": {"lora": {"rank": 3, "init": {name: dict(way.example)}}}
+        for name, way in LowRankInit.methods().items()
+    },
     "lora by corda, learning": {"lora": {"rank": 3, "ranks": {"down": 5}, "init": {"corda": {"mode": "learn"}}}},
     "bone, guided": {"bone": {"form": "guided", "block": 4}},
     "lisa by outliers": {"lisa": {"blocks": 1, "score": {"outlier": {"threshold": 3}}}},
     "full but one block": {"full": {"freeze": ["*.0.*"]}},
 }
-"""every registered tuner as it comes, and settings worth a look"""
+"""every registered tuner as it comes, every start of a low-rank one, and settings worth a look"""
 
 
 def load_result(folder: Path, family: str) -> Model:

@@ -80,15 +80,20 @@ class Scores:
                 np.save(partial / "values.npy", values)
         return np.load(folder / "values.npy", mmap_mode="r")  # type: ignore[no-any-return]
 
-    def encoded(self, model: Model) -> Iterator[tuple[int, list[Sequence | None]]]:
+    def encoded(
+        self, model: Model, shown: Callable[[Row], Row] | None = None
+    ) -> Iterator[tuple[int, list[Sequence | None]]]:
         """Yield the index of each window's first row and its rows with loss on what the model is to write.
 
         None stands for a row that cannot be encoded.
+
+        Args:
+            shown: what the model reads of a row, where that is another one.
         """
         encoder = Encoder.of(model, self.max_length, self.truncate)
         for start in range(0, len(self.rows), WINDOW):
             window = self.rows.take(range(start, min(start + WINDOW, len(self.rows))))
-            found = encoder.supervised_many(window)
+            found = encoder.supervised_many(window if shown is None else map(shown, window))
             yield start, [self._checked(row, sequence) for row, sequence in zip(window, found, strict=True)]
 
     def _checked(self, row: Row, found: Sequence | RowError) -> Sequence | None:
@@ -100,11 +105,12 @@ class Scores:
 
     def logprobs(self, model: Model) -> NDArray[np.floating]:
         """Return of each row the sum of its supervised tokens' log-probabilities in nats, and their count, (E, 2)."""
-        return self.kept("logprobs", model, None, __name__, lambda: self._logprobs(model))
+        return self.kept("logprobs", model, None, __name__, lambda: self.summed_logprobs(model))
 
-    def _logprobs(self, model: Model) -> NDArray[np.floating]:
+    def summed_logprobs(self, model: Model, shown: Callable[[Row], Row] | None = None) -> NDArray[np.floating]:
+        """Compute what `logprobs` keeps, of the rows as they are `shown`, (E, 2)."""
         values_E2 = np.full((len(self.rows), 2), np.nan)
-        for start, window in self.encoded(model):
+        for start, window in self.encoded(model, shown):
             usable = [(start + place, sequence) for place, sequence in enumerate(window) if sequence is not None]
             found = example_logprobs(model, [(sequence,) for _, sequence in usable])
             for (index, _), logprobs_N in zip(usable, found, strict=True):

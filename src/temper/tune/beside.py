@@ -1,4 +1,4 @@
-"""Updates beside frozen parts: y <- W x + f(x), with W left alone.
+"""Updates beside frozen parts: y <- W x + f(x, W x), with W left alone.
 
 A forward hook on the frozen module adds what each of its parts gives; taking the hooks off gives the base back bit for
 bit. On a fused module each part has its own slice of the outputs.
@@ -8,7 +8,7 @@ Legend: T tokens, I input features, O output features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from temper.delta.base import Delta, Provenance
+from temper.delta.dense import DenseDelta
 from temper.models.anatomy import Part, add_to_part
 from temper.models.model import Model
 from temper.tune.base import Tuning
@@ -34,6 +35,14 @@ class Update:
     def output(self, x_TI: Tensor, is_training: bool) -> Tensor:
         """Return what is added to the part's output, (T, O)."""
         raise NotImplementedError
+
+    def added(self, x_TI: Tensor, frozen: Callable[[], Tensor], is_training: bool) -> Tensor:
+        """Return what is added to the part's output, (T, O), where that follows from the output, too.
+
+        Args:
+            frozen: gives what the part itself says of the inputs, bias included, (T, O).
+        """
+        return self.output(x_TI, is_training)
 
     def matrix(self) -> Tensor:
         """Return what would be added to the part's matrix, float32 (O, I)."""
@@ -71,7 +80,7 @@ class BesideTuning(Tuning):
         if not torch.is_autocast_enabled(x_TI.device.type):  # which would cast it back
             x_TI = x_TI.float()
         for update, rows_O in members:
-            added_TO = update.output(x_TI, module.training).to(out.dtype)
+            added_TO = update.added(x_TI, partial(_of_rows, out, rows_O), module.training).to(out.dtype)
             out = out + added_TO if rows_O is None else out.index_add(-1, rows_O, added_TO)
         return out
 
@@ -81,8 +90,17 @@ class BesideTuning(Tuning):
                 yield f"{update.part.path}.{update.part.name}.{name}", parameter
 
     def delta(self) -> Delta:
-        """Return the change so far, as a copy."""
-        raise NotImplementedError
+        """Return the change so far, as a copy: whole matrices, where nothing smaller says it."""
+        changes: dict[str, Tensor] = {}
+        for update in self.updates:
+            part = update.part
+            weight: Tensor = self.model.module.get_submodule(part.path).weight
+            change = changes.setdefault(f"{part.path}.weight", torch.zeros(weight.shape))
+            whole_OI = change.T if part.is_transposed else change
+            pieces = update.matrix().cpu().split([stop - start for start, stop in part.runs])
+            for (start, stop), piece in zip(part.runs, pieces, strict=True):
+                whole_OI[start:stop] = piece
+        return DenseDelta(changes, self.provenance)
 
     def save(self, folder: Path) -> None:
         self.delta().save(folder / "delta")
@@ -96,3 +114,8 @@ class BesideTuning(Tuning):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def _of_rows(out: Tensor, rows_O: Tensor | None) -> Tensor:
+    """Return a part's own outputs; no two parts share any, so that what was added for others does not matter."""
+    return out if rows_O is None else out.index_select(-1, rows_O)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from temper.core.errors import SettingError
 from temper.delta.base import Delta
-from temper.delta.dense import DenseDelta
 from temper.delta.low_rank import Factors, LowRankDelta, spread, stack
 from temper.models.anatomy import Part, part_weight
 from temper.models.model import Model
@@ -84,7 +83,7 @@ class BoneTuning(BesideTuning):
     def delta(self) -> Delta:
         rows = [update for update in self.updates if isinstance(update, RowUpdate)]
         if not rows:
-            return self._dense()
+            return super().delta()
         factors: dict[str, list[Factors]] = {}
         for update in rows:
             part, own = update.part, update.factors()
@@ -93,18 +92,6 @@ class BoneTuning(BesideTuning):
                 own = spread(own, part.rows, weight.shape[1 if part.is_transposed else 0])
             factors.setdefault(part.path, []).append(own)
         return LowRankDelta({path: stack(parts) for path, parts in factors.items()}, self.provenance)
-
-    def _dense(self) -> DenseDelta:
-        changes: dict[str, Tensor] = {}
-        for update in self.updates:
-            part = update.part
-            weight: Tensor = self.model.module.get_submodule(part.path).weight
-            change = changes.setdefault(f"{part.path}.weight", torch.zeros(weight.shape))
-            whole_OI = change.T if part.is_transposed else change
-            pieces = update.matrix().cpu().split([stop - start for start, stop in part.runs])
-            for (start, stop), piece in zip(part.runs, pieces, strict=True):
-                whole_OI[start:stop] = piece
-        return DenseDelta(changes, self.provenance)
 
 
 class Bone(Tune, name="bone"):

@@ -11,27 +11,24 @@ Legend: T tokens, I input features, O output features, R rank.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from temper.core.errors import SettingError
 from temper.delta.base import Provenance
 from temper.delta.low_rank import Factors, LowRankDelta, spread, stack
 from temper.models.anatomy import Part, add_to_part
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
-from temper.tune.base import Tune, Tuning, filled
-from temper.tune.init.base import LowRankInit, Start, Wanted
-from temper.tune.targets import DESCRIPTION, EVERY_PART, check_patterns, matches, select_parts
+from temper.tune.base import Tuning
+from temper.tune.init.base import Start, Wanted
+from temper.tune.low_rank import LowRankTune
 
 
 @dataclass
@@ -127,7 +124,7 @@ class LoRATuning(Tuning):
         self._handles = []
 
 
-class LoRA(Tune, name="lora"):
+class LoRA(LowRankTune, name="lora"):
     """Train a low-rank matrix beside each frozen one: W' = W + (alpha / r) B A.
 
     A (r x in) starts uniform as a linear layer does, B (out x r) at zero, so that the start is the base. With
@@ -139,53 +136,10 @@ class LoRA(Tune, name="lora"):
     as later studies recommend (QLoRA, arXiv:2305.14314).
     """
 
-    default_lr: ClassVar[float] = 2e-4
-
-    rank: PositiveInt = Field(8, description="r, the rank of each update")
-    alpha: float | None = Field(None, gt=0, description="numerator of the scaling; 2 x rank where it is not given")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs that is dropped in training")
-    targets: tuple[str, ...] = Field(EVERY_PART, description=DESCRIPTION, min_length=1)
-    ranks: Mapping[str, PositiveInt] = Field(
-        default_factory=dict, description="ranks of some targets, by the same patterns; the last match counts"
-    )
-    rs_lora: bool = Field(False, description="divide by sqrt(rank) instead of rank")
-
-    init: LowRankInit = Field(
-        default_factory=lambda: LowRankInit.parse("kaiming"), description="where the updates start: kaiming, eva, corda"
-    )
-
-    def calibration(self, model: Model) -> Calibration | None:
-        return self.init.calibration(model, self._wanted(model))
-
     def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> LoRATuning:
-        wanted = self._wanted(model)
-        if self.init.calibration(model, wanted) is not None:
-            filled(calibration, "tune.lora.init", self.init.method_name)
-        generator = torch.Generator().manual_seed(seed)
-        starts = self.init.start(model, wanted, generator, calibration)
+        started = self.started(model, seed, calibration)
         model.module.requires_grad_(False)
-        adapters = [
-            _adapter(model, each, start) for each, start in zip(wanted, starts, strict=True) if start is not None
-        ]
-        return LoRATuning(model, adapters, self.dropout, self.written())
-
-    def _wanted(self, model: Model) -> list[Wanted]:
-        parts = select_parts(model, self.targets, "tune.lora.targets")
-        check_patterns(list(model.anatomy.parts()), self.ranks, "tune.lora.ranks")
-        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
-        wanted = []
-        for part in parts:
-            own = [rank for pattern, rank in self.ranks.items() if matches(part, pattern)]
-            rank = own[-1] if own else self.rank
-            if rank > min(part.in_features, part.out_features):
-                raise SettingError(
-                    "tune.lora.ranks" if own else "tune.lora.rank",
-                    rank,
-                    f"exceeds the smaller side of {part.path} ({part.out_features} x {part.in_features})",
-                    f"try {min(part.in_features, part.out_features)} or less",
-                )
-            wanted.append(Wanted(part, rank, alpha / (math.sqrt(rank) if self.rs_lora else rank)))
-        return wanted
+        return LoRATuning(model, [_adapter(model, *each) for each in started], self.dropout, self.written())
 
 
 def _adapter(model: Model, wanted: Wanted, start: Start) -> Adapter:
