@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from temper.core.errors import SettingError
 from temper.core.schedule import Moment
 from temper.data.example import Example
 from temper.data.pack import pack
-from temper.data.source import Source
+from temper.data.source import OneOrMore
 from temper.models.model import Model
 from temper.retain.base import Retain
 from temper.retain.l2_start import Anchor
@@ -36,6 +36,9 @@ class Consolidation(Anchor):
         module = self.model.module
         was_training = module.training
         module.eval()
+        resting = [weight for weight in self.weights if not weight.requires_grad]
+        for weight in resting:
+            weight.requires_grad_(True)
         sums = [torch.zeros_like(weight) for weight in self.weights]
         sequences = [sequence for example in self.examples for sequence in example.sequences]
         for sequence in sequences:
@@ -45,6 +48,8 @@ class Consolidation(Anchor):
             for total, slope in zip(sums, torch.autograd.grad(logprob, self.weights, allow_unused=True), strict=True):
                 if slope is not None:
                     total += slope.square()
+        for weight in resting:
+            weight.requires_grad_(False)
         module.train(was_training)
         return [total / len(sequences) for total in sums]
 
@@ -68,18 +73,14 @@ class ElasticWeightConsolidation(Retain, name="ewc"):
     at zero only the side with a gradient there is held (of LoRA, B).
     """
 
-    of: tuple[Source, ...] = Field(
+    of: OneOrMore = Field(
         (), description="the earlier data: a source, or a list of them; the stage's own where none is named"
     )
     strength: float = Field(100.0, ge=0, description="lambda: how strongly, per unit of squared distance and Fisher")
     examples: PositiveInt = Field(256, description="rows from which the Fisher information is measured, at most")
 
-    @field_validator("of", mode="before")
-    @classmethod
-    def _one_or_many(cls, written: object) -> object:
-        return written if isinstance(written, list | tuple) else [written]
-
     def build(self, model: Model, setup: Setup) -> Consolidation:
+        setup.refuse_moves("retain", self.method_name)
         examples = setup.examples(self.of, self.examples)
         if not examples:
             raise SettingError("retain.ewc.of", self.of, "has no row that can be used", "name other data")
