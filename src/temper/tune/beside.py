@@ -8,6 +8,7 @@ Legend: T tokens, I input features, O output features.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,22 +23,26 @@ from temper.models.model import Model
 from temper.tune.base import Tuning
 
 
-class Update:
+class Update(ABC):
     """What is added to one part."""
 
     part: Part
 
+    @abstractmethod
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the numbers that train, by short name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output(self, x_TI: Tensor, is_training: bool) -> Tensor:
         """Return what is added to the part's output, (T, O)."""
-        raise NotImplementedError
 
+
+class MatrixUpdate(Update):
+    """An update that a matrix stands for: f(x) = (Delta W) x."""
+
+    @abstractmethod
     def matrix(self) -> Tensor:
         """Return what would be added to the part's matrix, float32 (O, I)."""
-        raise NotImplementedError
 
 
 class BesideTuning(Tuning):
@@ -80,19 +85,27 @@ class BesideTuning(Tuning):
             for name, parameter in update.parameters():
                 yield f"{update.part.path}.{update.part.name}.{name}", parameter
 
+    @abstractmethod
     def delta(self) -> Delta:
         """Return the change so far, as a copy."""
-        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         self.delta().save(folder / "delta")
-
-    def merge(self) -> None:
-        for update in self.updates:
-            add_to_part(self.model.module, update.part, update.matrix())
-        self.detach()
 
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+class FoldingTuning(BesideTuning):
+    """Updates that fold into the matrices that they stand beside."""
+
+    def __init__(self, model: Model, updates: Sequence[MatrixUpdate], method: dict[str, Any]) -> None:
+        super().__init__(model, updates, method)
+        self.matrices = list(updates)
+
+    def merge(self) -> None:
+        for update in self.matrices:
+            add_to_part(self.model.module, update.part, update.matrix())
+        self.detach()

@@ -22,11 +22,11 @@ from temper.models.anatomy import Part, part_weight
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
 from temper.tune.base import Tune
-from temper.tune.beside import BesideTuning, Update
+from temper.tune.beside import FoldingTuning, MatrixUpdate
 from temper.tune.targets import DESCRIPTION, EVERY_PART, select_parts
 
 
-class RowUpdate(Update):
+class RowUpdate(MatrixUpdate):
     """Delta W = [b^T b^T ...]: a low-rank update whose A is a row of identities."""
 
     def __init__(self, part: Part, size: int, device: torch.device) -> None:
@@ -52,7 +52,7 @@ class RowUpdate(Update):
         return factors.b_OR @ factors.a_RI
 
 
-class GuidedUpdate(Update):
+class GuidedUpdate(MatrixUpdate):
     """Delta W = W b + b, block by block: W's own blocks guide the update."""
 
     def __init__(self, part: Part, size: int, module: nn.Module) -> None:
@@ -78,11 +78,11 @@ class GuidedUpdate(Update):
         return self._change().detach()
 
 
-class BoneTuning(BesideTuning):
+class BoneTuning(FoldingTuning):
     """Blocks at work on one model."""
 
     def delta(self) -> Delta:
-        rows = [update for update in self.updates if isinstance(update, RowUpdate)]
+        rows = [update for update in self.matrices if isinstance(update, RowUpdate)]
         if not rows:
             return self._dense()
         factors: dict[str, list[Factors]] = {}
@@ -96,7 +96,7 @@ class BoneTuning(BesideTuning):
 
     def _dense(self) -> DenseDelta:
         changes: dict[str, Tensor] = {}
-        for update in self.updates:
+        for update in self.matrices:
             part = update.part
             weight: Tensor = self.model.module.get_submodule(part.path).weight
             change = changes.setdefault(f"{part.path}.weight", torch.zeros(weight.shape))
@@ -130,7 +130,7 @@ class Bone(Tune, name="bone"):
         updates = [self._update(model, part) for part in parts]
         return BoneTuning(model, updates, self.written())
 
-    def _update(self, model: Model, part: Part) -> Update:
+    def _update(self, model: Model, part: Part) -> MatrixUpdate:
         sides = {"in": part.in_features, "out": part.out_features}
         if self.form == "row" and self.block > part.in_features:
             raise self._misfit(part, f"exceeds the {part.in_features} inputs", f"try {part.in_features} or less")
