@@ -6,12 +6,14 @@ A comment before a block says what is special about it:
 - `<!-- not run: REASON -->` the block cannot run in a test.
 
 The blocks of a section (a heading of the second level) are done in order in one folder; no section needs another one's.
+A section's first command is given to a shell; the others of Temper's are forked from a process that has imported it.
 A `make` command is checked to exist; what `make demo` runs is run, and `make test` is what runs this.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 from temper.pipeline.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,13 +76,19 @@ DEMO = ("README.md", "Commands")
 def do_section(paper: str, section: str, folder: Path, environment: dict[str, str]) -> None:
     """Do a section's blocks in order: a block uses what the blocks before it have written."""
     shutil.copytree(ROOT / "recipes", folder / "recipes")
+    is_first = True
     for block in BLOCKS:
         if (block.paper, block.section) == (paper, section) and block.is_run:
-            do(block, folder, environment)
+            do(block, folder, environment, is_first)
+            is_first = is_first and not block.commands
 
 
-def do(block: Block, folder: Path, environment: dict[str, str]) -> None:
-    """Do one block as a reader in the folder would."""
+def do(block: Block, folder: Path, environment: dict[str, str], is_first: bool) -> None:
+    """Do one block as a reader in the folder would.
+
+    Args:
+        is_first: whether no command was given yet.
+    """
     place = f"{block.paper}:{block.line}"
     if block.file is not None:
         path = folder / block.file
@@ -91,9 +100,12 @@ def do(block: Block, folder: Path, environment: dict[str, str]) -> None:
         Recipe.load(path)
     elif block.language == "python":
         run(place, [sys.executable, "-c", block.text], folder, environment)
-    for command in block.commands if block.language == "console" else ():
+    for number, command in enumerate(block.commands if block.language == "console" else ()):
         if command.startswith("make "):
             run(place, [*command.split(), "--dry-run", "--always-make"], ROOT, environment)
+        elif command.startswith("temper ") and not (is_first and number == 0):
+            done = forked.temper(shlex.split(command)[1:], folder, environment)
+            assert done.code == 0, f"{place}: {command}\n{done.out}\n{done.err}"
         else:
             run(place, ["bash", "-euo", "pipefail", "-c", command], folder, environment)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import forked
+
 RECIPE = """
 base: {new: {family: llama, width: 32, layers: 1, heads: 2, vocabulary: 300, tokenizer_data: [rows.jsonl]}}
 measure: {keep: []}
@@ -30,7 +32,7 @@ class Elsewhere:
     """A folder in which Temper and the other package can be used, and nothing else is."""
 
     def __init__(self, folder: Path, installed: Path, environment: dict[str, str], source: Path) -> None:
-        self.folder = folder
+        self.folder, self.installed = folder, installed
         # Our own sources first: the checkout that is tested, whatever is installed.
         self.environment = {**environment, "PYTHONPATH": os.pathsep.join([str(source), str(installed)])}
 
@@ -41,7 +43,10 @@ class Elsewhere:
         return done.stdout + done.stderr
 
     def temper(self, *arguments: str, code: int = 0) -> str:
-        return self.run(sys.executable, "-c", "from temper.cli import main; main()", *arguments, code=code)
+        """Run a command of Temper that must leave with a code; return what it wrote."""
+        done = forked.temper(arguments, self.folder, self.environment, [self.installed])
+        assert done.code == code, f"{arguments}\n{done.out}\n{done.err}"
+        return done.out + done.err
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, root: Path, environment:
 
 
 def test_it_is_listed_and_described(elsewhere: Elsewhere) -> None:
-    listed = elsewhere.temper("methods", "retain")
+    start = (sys.executable, "-c", "from temper.cli import main; main()")
+    listed = elsewhere.run(*start, "methods", "retain")
     assert "outside_pull" in listed and "replay" in listed and "arXiv:1802.01483" in listed
     described = elsewhere.temper("methods", "outside_pull")
     assert "outside_pull (retain, outside_methods.pull)" in described

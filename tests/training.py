@@ -93,7 +93,9 @@ def make_loop(
     if is_divided(world, [] if method.works_on_pieces else [method.method_name]):
         placement = Sharded(world, model, settings.get("dtype", torch.float32))
     setup = Setup(
-        trained=list(tuning.parameters()),
+        trained=list(tuning.movable()),
+        at_start=tuning.at_start,
+        moves_numbers=tuning.moves_numbers,
         seed=seed,
         load=lambda name: tiny("llama", seed=7),
         examples=lambda sources, count: made[:count],

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
 from temper.core import code, methods
-from temper.core.methods import Settings
+from temper.core.methods import AXES, Method, Settings
 from temper.objectives.base import Objective
+from temper.pipeline.catalogue import import_methods
+from temper.tune.base import Tune
+
+import_methods()
 
 AXIS = "class Thing(Method, axis='thing', packages=('thing_methods',)):\n    pass\n"
 SHARED = "def step():\n    return 1\n"
@@ -75,3 +80,23 @@ def test_true_is_no_number(written: dict[str, object]) -> None:
 def test_true_is_true_where_it_may_be() -> None:
     assert Numbers.model_validate({"either": True}).either is True
     assert Numbers.model_validate({"lr": 1, "steps": 2}) == Numbers(lr=1.0, steps=2)
+
+
+def test_a_method_of_another_axis_does_not_pass_for_one() -> None:
+    objective = Objective.parse("sft")
+    assert Objective.parse({"anything": objective}) is objective
+    with pytest.raises(PydanticCustomError, match="'sft' is not a tune method"):
+        Tune.parse({"sft": objective})
+
+
+@pytest.mark.parametrize(
+    "axis", [axis for axis in AXES.values() if axis.__abstractmethods__], ids=lambda axis: axis.axis
+)
+def test_a_method_that_lacks_what_its_axis_asks_for_cannot_be_made(axis: type[Method]) -> None:
+    """Not when it is used for the first time, in the middle of a run."""
+
+    class Empty(axis):  # type: ignore[misc, valid-type]
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Empty()

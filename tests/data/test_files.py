@@ -304,6 +304,13 @@ def test_text_shorthand_is_a_path(tmp_path: Path) -> None:
     assert Source.parse(str(write(moved / "rows.jsonl", [{"text": "b"}]))).fingerprint() == source.fingerprint()
 
 
+def test_a_folder_may_be_called_as_a_source_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").mkdir()
+    write(Path("file/rows.jsonl"), [{"text": "a"}])
+    assert len(Source.parse("file/rows.jsonl").open("train", tmp_path / "cache")) == 1
+
+
 def test_what_is_cached_is_not_read_again_and_never_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "a", "n": 1}, {"text": "b", "n": 2}])
     first = opened(path)

@@ -13,9 +13,11 @@ from temper.core.errors import ModelError, SettingError
 from temper.data.example import Example, Sequence
 from temper.data.pack import pack
 from temper.decode.base import Decode
+from temper.measure.base import Subject, Suite
 from temper.models.generate import generate
 from temper.models.load import save_model
 from temper.signals.forward import forward, token_logprobs
+from temper.signals.reference import check_same_vocabulary
 from training import examples
 
 CONTRACTS: dict[str, Any] = {name: {name: dict(method.example)} for name, method in Decode.methods().items()}
@@ -71,3 +73,17 @@ def test_its_name_follows_from_method_and_models_and_it_is_not_saved(written: An
         save_model(joined(written), tmp_path)
     with pytest.raises(ModelError, match=r"of\[1\]: reads other tokens"):
         Decode.parse(written).join([tiny(), tiny(vocab_size=99), tiny()])
+
+
+def test_a_combination_is_neither_combined_again_nor_looked_into(tmp_path: Any) -> None:
+    """What asks for its hidden states or its weights would silently get those of its first model."""
+    model = joined({"emulated_fine_tuning": {}})
+    for place in (0, 2):
+        models = [tiny(), tiny(), tiny()]
+        models[place] = model
+        with pytest.raises(ModelError, match=rf"of\[{place}\]: is a combination of models itself"):
+            Decode.parse("emulated_fine_tuning").join(models)
+    with pytest.raises(SettingError, match="teacher: 'both' is a combination of models, which has no hidden states"):
+        check_same_vocabulary(tiny(), model, "teacher", "both")
+    with pytest.raises(ModelError, match="a combination of models has none of its own"):
+        Suite.parse("intruder_dimensions").measure(Subject(model), tmp_path)

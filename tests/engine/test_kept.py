@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import ref
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from families import FAMILIES, tiny
 from temper.data.pack import pack
 from temper.engine.kept import Recipe, _recipe_for, keeping_less
 from temper.signals.forward import token_logprobs
+from temper.signals.head import SummedLogprobs
 from training import examples
 
 
@@ -75,11 +77,37 @@ def test_what_is_no_cheap_function_of_what_is_kept_is_kept_itself() -> None:
         assert _recipe_for(made) is made
 
 
-def test_a_change_in_place_is_noticed() -> None:
+@pytest.mark.parametrize("is_cast", [True, False])
+def test_a_change_in_place_is_noticed(is_cast: bool) -> None:
+    """Of what is made again as of what is kept as it is: PyTorch looks at neither once it is asked what to keep."""
     weight = nn.Parameter(torch.randn(4, 4))
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), keeping_less():
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False, enabled=is_cast), keeping_less():
         out = F.linear(torch.randn(3, 4, requires_grad=True), weight).sum()
     with torch.no_grad():
         weight.add_(1)
     with pytest.raises(RuntimeError, match="changed in place"):
         out.backward()
+
+
+def test_a_second_pass_backward_through_a_summed_head_is_an_error() -> None:
+    """Its gradients are multiplied in place: a second pass would multiply them again."""
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    with keeping_less():
+        total, _ = SummedLogprobs.apply(hidden, weight, torch.arange(5), torch.ones(5), 1.0, 2, torch.float32)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        total.backward()
+
+
+def test_what_a_recipe_is_made_of_goes_with_the_pass_that_reads_it() -> None:
+    """While the loss is still held, as it is while the rest of a model is passed through."""
+    gate, up, down = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), keeping_less():
+        x_TD = torch.randn(4, 8)
+        gate_TI, up_TI = gate(x_TD), up(x_TD)
+        loss = down(F.silu(gate_TI) * up_TI).sum()
+    alive = [ref(one.untyped_storage()) for one in (gate_TI, up_TI)]
+    del gate_TI, up_TI
+    assert all(one() is not None for one in alive)
+    loss.backward()
+    assert not any(one() is not None for one in alive)

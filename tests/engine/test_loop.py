@@ -18,7 +18,7 @@ from temper.objectives.base import Loss
 from temper.optim.base import Optim
 from temper.tune.base import Tune
 from temper.tune.init.base import LowRankInit
-from training import examples, make_loop, trained
+from training import examples, make_loop, trained, trained_with_a_break
 
 TUNERS = [
     *({name: dict(method.example)} for name, method in Tune.methods().items()),
@@ -60,27 +60,15 @@ def test_accumulated_equals_one_large_batch(tmp_path: Path, tune: dict, micro_to
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, tune: dict, optimizer: dict, stop: int) -> None:
     chosen = {"tune": tune, "optimizer": optimizer, "checkpoint_steps": 3}
-    whole = make_loop(tmp_path / "whole", **chosen)
-    expected = trained(whole)
-
-    class Stopped(Exception):
-        pass
-
-    def stop_at(metrics: dict[str, float]) -> None:
-        if metrics["step"] == stop:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        make_loop(tmp_path / "cut", **chosen, on_step=stop_at).run()
-    continued = make_loop(tmp_path / "cut", **chosen)
-    got = trained(continued)
+    expected = trained(make_loop(tmp_path / "whole", **chosen))
+    got = trained_with_a_break(tmp_path / "cut", stop, **chosen)
     assert all(torch.equal(got[name], value) for name, value in expected.items())
 
-    def log(loop: Loop) -> list[dict[str, float]]:
-        lines = [json.loads(line) for line in (loop.folder / "metrics.jsonl").read_text().splitlines()]
+    def log(folder: Path) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
-    assert log(continued) == log(whole) and len(log(whole)) == 8
+    assert log(tmp_path / "cut") == log(tmp_path / "whole") and len(log(tmp_path / "whole")) == 8
 
 
 def test_only_what_the_tuner_names_moves(tmp_path: Path) -> None:
@@ -318,3 +306,11 @@ def test_lora_holds_no_second_copy_of_the_base(tmp_path: Path) -> None:
     control = make_loop(tmp_path / "full", model, num_steps=3)
     control.run()
     assert bytes_held() - before > 1.5 * base
+
+
+def test_a_held_out_loss_that_is_no_number_stops_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN is below nothing: the first one would stay the best, and its weights the result."""
+    loop = make_loop(tmp_path, validation=Validation(to_batches(examples(), 64), 2))
+    monkeypatch.setattr(loop, "mean_loss", lambda batches: float("nan"))
+    with pytest.raises(TrainingError, match="step 2: the loss on the held-out rows is nan"):
+        loop.run()

@@ -117,3 +117,12 @@ def test_unknown_label_and_nothing_at_all() -> None:
         transfer_matrix([("base", _row(a=0.1))], {"aa": 1})
     empty = transfer_matrix([("base", {})])
     assert empty["average_accuracy"] == {"base": None} and empty["columns"] == []
+
+
+def test_a_share_of_errors_is_no_accuracy() -> None:
+    """Half as many errors are no fall: what goes the other way is left out of every summary."""
+    errors = [suite_report(Score("errors", False, (value, value), unit="share"), "gain", "s") for value in (0.8, 0.2)]
+    rows = [("base", {**_row(a=0.4), "e": errors[0]}), ("one", {**_row(a=0.6), "e": errors[1]})]
+    matrix = transfer_matrix(rows, {"a": 1, "e": 1})
+    assert matrix["average_accuracy"] == {"base": pytest.approx(0.4), "one": pytest.approx(0.6)}
+    assert matrix["backward_transfer"] is None and matrix["values"][1] == [0.6, 0.2]

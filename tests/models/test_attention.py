@@ -14,13 +14,13 @@ def test_slots_are_a_permutation_of_the_tokens_and_padding(lengths: list[int]) -
     layout = PackedLayout.of(lengths)
     total = sum(lengths)
     num_slots = sum(group.num_documents * group.length for group in layout.groups)
-    if layout.slots_S is None:
+    regrouping = layout.regrouping
+    if regrouping is None:
         assert num_slots == total
         return
-    assert layout.is_padding_S is not None and layout.inverse_T is not None
-    assert len(layout.slots_S) == num_slots and int((~layout.is_padding_S).sum()) == total
-    assert torch.equal(layout.slots_S[layout.inverse_T], torch.arange(total))
-    assert not bool(layout.is_padding_S[layout.inverse_T].any())
+    assert len(regrouping.slots_S) == num_slots and int((~regrouping.is_padding_S).sum()) == total
+    assert torch.equal(regrouping.slots_S[regrouping.inverse_T], torch.arange(total))
+    assert not bool(regrouping.is_padding_S[regrouping.inverse_T].any())
 
 
 @given(st.lists(st.integers(SHORT_DOCUMENT + 1, 3000), min_size=1, max_size=60))
@@ -31,5 +31,5 @@ def test_long_documents_fill_their_rows(lengths: list[int]) -> None:
 
 
 def test_equal_documents_and_one_document_are_not_moved() -> None:
-    assert PackedLayout.of([7, 7, 7]).slots_S is None
-    assert PackedLayout.of([1000]).slots_S is None
+    assert PackedLayout.of([7, 7, 7]).regrouping is None
+    assert PackedLayout.of([1000]).regrouping is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from temper.optim.adamw import AdamW
@@ -51,3 +53,9 @@ def test_room_is_made_as_the_first_step_would() -> None:
         for name, value in own.items():
             assert value.dtype == same[key][name].dtype
             assert torch.equal(value, same[key][name])
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.9)])
+def test_an_average_that_never_forgets_is_refused(betas: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match="betas"):
+        AdamW(betas=betas)

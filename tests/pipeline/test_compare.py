@@ -144,6 +144,21 @@ def test_a_key_or_value_that_fits_nowhere_is_an_error(vary: dict[str, list[Any]]
 # How it is measured.
 
 
+def test_a_budget_and_a_rate_are_for_what_trains_inside_of_a_stage_as_well(tmp_path: Path, monkeypatch: Any) -> None:
+    """A stage of rounds trains by settings of its own."""
+    jobs: list[Any] = []
+    monkeypatch.setattr(comparing, "run_jobs", lambda found, num, tell: jobs.extend(found))
+    data = [{"lab": {"skill": "reverse", "num": 4}}]
+    grow = {"name": "grow", "rounds": {"method": "llm2llm", "data": data, "train": {"epochs": 9, "lr": 1e-2}}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps({**RECIPE, "stages": [*RECIPE["stages"], grow]}))
+    options: dict[str, Any] = {"seeds": 1, "budget": "steps=2", "lr_search": {"num": 2, "ratio": 4}}
+    vary = {"rounds.train.tune": ["lora"]}
+    compare(path, ["base=lab:nano"], vary=vary, runs=tmp_path / "runs", say=lambda text: None, **options)
+    found = [job.recipe.stages[1].stage.train for job in jobs]
+    assert [(own.steps, own.epochs, own.lr) for own in found] == [(2, None, 5e-3), (2, None, 2e-2)]
+
+
 def test_budgets_are_read() -> None:
     assert Length.model_validate("tokens=2M").given == {"tokens": 2_000_000}
     assert Length.model_validate({"tokens": "1.5k"}).given == {"tokens": 1500}
@@ -279,7 +294,7 @@ def test_the_best_rate_of_the_search_is_taken_and_a_failure_is_no_end(
                 role = {"metric": "exact match", "unit": "share", "higher_is_better": True, "base": 0.0}
                 suites = {"a": {**role, "role": "gain", "value": gains[name][place]}}
                 suites["b"] = {**role, "role": "keep", "value": keeps[name][place]}
-                costs = {"seconds": 1.0, "memory_bytes": 1, "trained": 1, "delta_bytes": 1, "tokens": 1}
+                costs = {"seconds": 1.0, "memory_bytes": 1, "trained": 1, "delta_bytes": 1, "tokens": 1, "way": job.way}
                 outcome = {"result": {"suites": suites, **costs}}
             job.outcome.write_text(json.dumps({"key": job.key, **outcome}))
             tell(job, 0)
@@ -294,11 +309,55 @@ def test_the_best_rate_of_the_search_is_taken_and_a_failure_is_no_end(
     assert full["mean"]["gain"] == {"value": 0.9, "low": 0.9, "high": 0.9} and full["mean"]["loss"]["value"] == 0.5
     assert [setting["front"] for setting in (full, hft, lisa)][1] == ["loss"]
     assert "loss" in full["front"] and "time" in full["front"] and lisa["front"] == ["loss"]
+    record = json.loads((folder / "compare.json").read_text())
+    assert [way["jobs"] for way in record["ways"]] == [2]
     # What failed for a reason that may pass is tried again, and nothing else.
     started.clear()
     lrs["lisa"] = lrs["lisa"][:1]
     compare(recipe, say=lambda text: None, **options)
     assert started == ["lisa"]
+    # What was made beside another number of runs has other times, which nothing is marked by.
+    started.clear()
+    more = {**options, "vary": {"train.tune": [*gains, {"full": {"freeze": ["*norm*"]}}]}}
+    gains["full-freeze-norm"], keeps["full-freeze-norm"] = gains["full"], keeps["full"]
+    lrs["full-freeze-norm"], lrs["lisa"] = [], lrs["lisa"][:1]
+    compare(recipe, say=lambda text: None, jobs=1, **more)
+    record = json.loads((folder / "compare.json").read_text())
+    assert sorted(way["jobs"] for way in record["ways"]) == [1, 2]
+    assert not any("time" in setting["front"] for setting in record["settings"])
+    assert "and does not compare: 1 run at a time" in (folder / "compare.md").read_text()
+
+
+def test_gain_and_loss_go_by_each_suites_own_direction_and_unit(tmp_path: Path, monkeypatch: Any) -> None:
+    """A perplexity that falls is a gain; what is in another unit than the first suite counts in no mean."""
+    less = {"metric": "perplexity", "unit": "perplexity", "higher_is_better": False}
+    more = {"metric": "exact match", "unit": "share", "higher_is_better": True}
+    suites = {
+        "p": {**less, "role": "gain", "value": 6.0, "base": 9.0},
+        "q": {**less, "role": "gain", "value": 5.0, "base": 4.0},
+        "r": {**more, "role": "gain", "value": 1.0, "base": 0.0},
+        "s": {**less, "role": "keep", "value": 3.0, "base": 2.5},
+        "t": {**less, "role": "keep", "value": 1.0, "base": 2.0},
+        "u": {**more, "role": "keep", "value": 0.0, "base": 1.0},
+    }
+
+    def fake(jobs: Any, num: int, tell: Any) -> None:
+        for job in jobs:
+            result = {"suites": suites, "seconds": 1.0, "way": job.way}
+            job.outcome.write_text(json.dumps({"key": job.key, "result": result}))
+            tell(job, 0)
+
+    monkeypatch.setattr(comparing, "run_jobs", fake)
+    said: list[str] = []
+    options: dict[str, Any] = {"lr_search": 1, "seeds": 1, "runs": tmp_path / "runs", "vary": {"train.tune": ["full"]}}
+    folder = compare(write_recipe(tmp_path), say=said.append, **options)
+    record = json.loads((folder / "compare.json").read_text())
+    (setting,) = record["settings"]
+    assert {name: setting["mean"][name]["value"] for name in ("gain", "loss", "worst")} == {
+        "gain": (3.0 - 1.0) / 2, "loss": (0.5 - 1.0) / 2, "worst": 0.5,
+    }  # fmt: skip
+    assert record["roles"]["gain"]["suites"] == ["p", "q"] and record["roles"]["keep"]["others"] == ["u"]
+    assert "gain +1.000, keep +0.250" in said[-1]
 
 
 def _holders(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -46,10 +46,19 @@ def a_record(num: int = 12, with_intervals: bool = True) -> dict[str, Any]:
         "finished": "2026-11-21T14:10:00+00:00",
         "compare": plan,
         "roles": {"gain": role, "keep": role},
-        "threads": 1,
-        "machine": {"processor": "a processor"},
+        "ways": [{"jobs": 1, "threads": 2, "processor": "a processor"}],
         "settings": [*(setting(place) for place in range(num)), broken],
     }
+
+
+def test_times_are_said_to_compare_only_where_runs_were_made_alike() -> None:
+    record = a_record()
+    said = " ".join(View(record).notes)
+    assert "not of measuring; 1 run at a time, each with 2 threads on a processor." in said
+    record["ways"].append({"jobs": 4, "threads": 1, "processor": "a processor"})
+    assert "and does not compare: 1 run at a time, each with 2 threads on a processor; 4 runs" in " ".join(
+        View(record).notes
+    )
 
 
 def test_settings_are_ordered_by_gain_and_numbered_alike_everywhere(tmp_path: Path) -> None:
@@ -101,6 +110,7 @@ def test_one_seed_has_no_cross() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 26), st.integers(0, 10**6), st.booleans())
+@example(25, 3885, True)  # so crowded a corner that no place around a point was free
 def test_names_cover_no_name_and_stay_in_the_frame(num: int, seed: int, is_wide: bool) -> None:
     """However the points lie: here half of them in a corner, as when many settings reach everything."""
     numbers = random.Random(seed)

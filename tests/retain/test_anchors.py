@@ -120,3 +120,36 @@ def test_of_an_untrained_lora_only_b_is_held_by_ewc() -> None:
     moved(tuning)
     held = dict(zip([name for name, _ in setup.trained], anchor.state_dict()["importances"], strict=True))
     assert all((float(value.sum()) > 0) == name.endswith("lora_B") for name, value in held.items())
+
+
+def test_blocks_that_rest_for_now_are_held_as_well() -> None:
+    """LISA draws one block of three: the others may train later, from where they are now."""
+    model, made = tiny("llama", num_hidden_layers=3), examples((9, 12))
+    tuning = Tune.parse({"lisa": {"blocks": 1}}).attach(model)
+    setup = Setup(list(tuning.movable()), examples=lambda sources, count: made)
+    anchor, fisher = (Retain.parse(method).build(model, setup) for method in ("l2_start", "ewc"))
+    resting = [name for name, weight in model.module.named_parameters() if not weight.requires_grad]
+    fisher.before_step(BEFORE)
+    assert resting == [name for name, weight in model.module.named_parameters() if not weight.requires_grad]
+    assert sum(".layers." in name for name in resting) > 2
+    for name, importance in zip(dict(setup.trained), fisher.state_dict()["importances"], strict=True):
+        assert name not in resting or float(importance.sum()) > 0, name
+    with torch.no_grad():
+        for name, weight in model.module.named_parameters():
+            weight += 0.1 if name in resting else 0.0
+    distance = sum(0.01 * model.module.get_parameter(name).numel() for name in resting)
+    penalty = anchor.penalty(BEFORE)
+    assert penalty is not None and float(penalty.detach()) == pytest.approx(1e-2 / 2 * distance, rel=1e-4)
+
+
+def test_a_penalty_on_what_rests_for_now_is_told_and_has_no_gradient(tmp_path: Path) -> None:
+    penalties: list[float] = []
+    loop = make_loop(
+        tmp_path,
+        tiny("llama", num_hidden_layers=3),
+        tune={"lisa": {"blocks": 1, "every_steps": 1}},
+        retain=({"l2_start": {"parameters": ["*.layers.0.*"]}},),
+        on_step=lambda metrics: penalties.append(metrics["penalty"]),
+    )
+    loop.run()
+    assert penalties[0] == 0 and penalties[-1] > 0

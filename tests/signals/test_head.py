@@ -69,6 +69,18 @@ def test_the_sum_and_its_gradients(
         assert float((one - other).abs().max()) <= tolerance * max(1.0, float(other.abs().max()))
 
 
+def test_what_a_nearly_certain_token_has_left_to_learn_is_not_rounded_away() -> None:
+    """p = 0.9990 rounds to 1 in bf16, and 1 - p to 0; p - 1 rounds to three digits."""
+    hidden, weight = torch.eye(1, 4, requires_grad=True), torch.zeros(12, 4)
+    weight[:, 0] = torch.tensor([9.3125, *[0.0] * 11])
+    value = Logprobs.apply(hidden, weight, torch.tensor([0]), 1.0, 1, torch.bfloat16)
+    (found,) = torch.autograd.grad(value.sum(), hidden)
+    left = 1 - torch.softmax(weight[:, 0].double(), 0)[0]
+    assert 0.0009 < left < 0.0011
+    # One rounding of the slope and one of the product to bf16, 1 in 256 each.
+    assert float(found[0, 0]) == pytest.approx(float(left) * 9.3125, rel=2**-7)
+
+
 def test_a_second_pass_backward_through_the_sum_is_an_error() -> None:
     hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
     total, _ = SummedLogprobs.apply(hidden, weight, torch.arange(5), torch.ones(5), 1.0, 2, torch.float32)

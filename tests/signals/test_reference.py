@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from temper.signals.forward import hidden_states, token_logprobs
 from temper.signals.reference import Frozen, Past, check_same_vocabulary
 from temper.signals.setup import Setup
 from temper.tune.base import Tune
-from training import REORDERING, examples, moved
+from training import REORDERING, examples, make_loop, moved
 
 
 @pytest.mark.parametrize("tune", Tune.methods())
@@ -32,6 +34,39 @@ def test_the_past_is_the_base_bit_for_bit(family: str, tune: str) -> None:
         else:
             assert torch.equal(found, base)
     assert torch.equal(token_logprobs(model, batch), now_N) and not torch.equal(now_N, base_N)
+
+
+@pytest.mark.parametrize(
+    "tune",
+    [
+        {"lisa": {"blocks": 1, "every_steps": 1}},
+        {"lift": {"density": 0.05, "rank": 2, "every_steps": 1}},
+        {"spiel": {"every_steps": 2, "gather_steps": 1}},
+        {"lofit": {"share": 0.5}},
+    ],
+    ids=lambda written: next(iter(written)),
+)
+def test_the_start_is_the_base_though_other_numbers_train_by_now(tmp_path: Path, tune: dict[str, object]) -> None:
+    """What moved and rests now, or lies where nothing trains any more, is put aside as well, and comes back."""
+    model, batch = tiny("llama", num_hidden_layers=3), pack(examples())
+    base_N = token_logprobs(model, batch)
+    loop = make_loop(tmp_path, model, tune=tune, lr=1e-2)
+    tuning = loop.tuning
+    past = Setup(list(tuning.movable()), at_start=tuning.at_start).reference(model)
+    loop.run()
+    now_N = token_logprobs(model, batch)
+    assert torch.equal(past.token_logprobs(batch), base_N)
+    assert torch.equal(token_logprobs(model, batch), now_N)
+    assert not torch.equal(now_N, base_N)
+
+
+@pytest.mark.parametrize("tune", ["lift", "spiel"])
+@pytest.mark.parametrize("settings", [{"retain": ("ewc",)}, {"objective": "ps_kd"}])
+def test_what_remembers_numbers_by_their_places_refuses_a_tuner_that_moves_them(
+    tmp_path: Path, settings: dict[str, object], tune: str
+) -> None:
+    with pytest.raises(SettingError, match="remembers numbers by their places, and this stage's tuner moves them"):
+        make_loop(tmp_path, tune=tune, **settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from temper.data.rows import Rows
 from temper.delta.base import read_delta
 from temper.lab.skill import Skill
 from temper.models.load import save_model
+from temper.pipeline.keys import plan
 from temper.pipeline.recipe import Recipe
 from temper.pipeline.result import Run
 from temper.pipeline.run import run
+from temper.stages.base import Stage
 
 TRAIN = {"tune": {"lora": {"rank": 2}}, "lr": 1e-2, "steps": 6, "batch_size": 4, "checkpoint_steps": 4}
 
@@ -112,3 +115,24 @@ def test_rows_that_it_cannot_work_with_are_refused(tmp_path: Path, base: Path) -
     settings = {**llm2llm(), "data": [{"lab": {"skill": "copy", "form": "text", "num": 4}}]}
     with pytest.raises(StageError, match="'llm2llm' cannot work with rows of format text; give it rows of completion"):
         made(tmp_path, base, "rounds", settings)
+
+
+def test_what_its_training_asks_and_reads_is_part_of_its_name(tmp_path: Path) -> None:
+    """Another teacher, or other rows to hold to, make another result: the stage is done again."""
+    held = tmp_path / "held.jsonl"
+    keys = []
+    for lr, text in ((1e-2, "a"), (1e-3, "a"), (1e-3, "b")):
+        held.write_text(json.dumps({"prompt": text, "completion": text}) + "\n")
+        own = {"objective": {"distill": {"teacher": "first"}}, "retain": [{"ewc": {"of": str(held)}}]}
+        first = {"name": "first", "train": {"data": ["lab/copy"], **TRAIN, "lr": lr}}
+        stages = [first, {"name": "grow", "rounds": {**llm2llm(), "from": "base", "train": {**TRAIN, **own}}}]
+        recipe = Recipe.parse({"base": "lab:nano", "measure": {"keep": []}, "stages": stages})
+        grow = plan(recipe, "base")[1]
+        assert grow.models == ("base", "first") and grow.previous == "base"
+        keys.append(grow.key)
+    assert len(set(keys)) == 3
+
+
+def test_a_soft_prompt_that_it_trains_takes_positions() -> None:
+    stage = Stage.parse({"rounds": {**llm2llm(), "train": {**TRAIN, "tune": {"soft_prompt": {"length": 7}}}}})
+    assert stage.prompt_length({"base": 2}, "base") == 9

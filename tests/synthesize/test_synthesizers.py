@@ -9,7 +9,7 @@ import pytest
 
 from families import tiny
 from temper.core.errors import DataError, SettingError
-from temper.data.example import Row
+from temper.data.example import Origin, Row
 from temper.data.rows import Rows
 from temper.data.source import Source
 from temper.lab.skill import Skill, is_held_out
@@ -160,4 +160,8 @@ def test_the_labs_teacher_writes_true_answers_to_training_questions_only(tmp_pat
 def test_a_row_of_no_skill_cannot_be_taught() -> None:
     row = Rows.from_list(QUESTIONS, "completion", "q", "q").take([0])[0]
     with pytest.raises(SettingError, match="does not know the task 'sums' of q:1; teach rows of the lab"):
+        Teacher.parse("lab").similar(row, 1, seed=0)
+    # Of what level the questions should be is not made up.
+    row = Row("completion", {"prompt": "copy:a=", "completion": "a"}, {"task": "copy", "level": "hard"}, Origin("q", 2))
+    with pytest.raises(SettingError, match="cannot write questions of the level 'hard' of q:2"):
         Teacher.parse("lab").similar(row, 1, seed=0)

@@ -45,6 +45,8 @@ def plan(
     from temper.pipeline.recipe import Recipe
     from temper.report.forecast import print_plan
 
+    if flops_per_second is not None and not 0 < flops_per_second < float("inf"):
+        raise SettingError("--flops-per-second", flops_per_second, "is no speed", "write it as 2e12")
     if layout is not None and world_size is None:
         raise SettingError("--layout", layout, "divides the work of one process", "give --world-size too")
     made = make(
@@ -70,7 +72,8 @@ def read_size(text: str) -> int:
     """
     from temper.core.errors import SettingError
 
-    found = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", text.strip())
-    if found is None or found[2].upper() not in UNITS:
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)", text.strip(), re.ASCII)
+    size = 0 if found is None else int(float(found[1]) * UNITS.get(found[2].upper(), 0))
+    if size == 0:
         raise SettingError("--memory", text, "is no amount of memory", "write it as 16GiB or 500MB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return size

@@ -7,6 +7,7 @@ to), or a whole model.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,6 @@ class Compress(Method, axis="compress", packages=("temper.compress",)):
         """Return the data that it learns from."""
         return ()
 
+    @abstractmethod
     def build(self, original: Original) -> Compressed:
         """Return the smaller change, or the smaller model."""
-        raise NotImplementedError

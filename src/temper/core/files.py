@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,10 +13,21 @@ from pathlib import Path
 from typing import Any
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say where an error of the system happened that does not: on a full disk none does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that a kill cannot leave half-written."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with naming(path), partial.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
@@ -39,8 +51,8 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass
+    except PermissionError:  # it runs, and is another user's
+        return True
     return True
 
 
@@ -51,11 +63,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        with naming(path):
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
         if path.exists():
             old = path.with_name(f"{path.name}.{os.getpid()}.old")
             path.rename(old)

@@ -133,8 +133,8 @@ class Method(Settings):
                 "{shown} is not a {axis} method; write a name, or one name over its settings",
                 {"shown": repr(written), "axis": cls.axis},
             )
-        if isinstance(settings, Method):
-            return settings  # type: ignore[return-value]
+        if isinstance(settings, cls):
+            return settings
         known = cls.methods()
         if name not in known:
             raise PydanticCustomError(

@@ -7,6 +7,7 @@ steps is not known beforehand (rows are tokenised while training, batches are cu
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -48,9 +49,9 @@ class Schedule(Method, axis="schedule", packages=("temper.core",)):
         after = (moment.progress - self.warmup) / (1 - self.warmup)
         return self.floor + (1 - self.floor) * self.decay(min(after, 1.0))
 
+    @abstractmethod
     def decay(self, after: float) -> float:
         """Return the factor at a share `after` (0 to 1) of what follows the warm-up."""
-        raise NotImplementedError
 
 
 class Constant(Schedule, name="constant"):

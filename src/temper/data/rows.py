@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
+from temper.core.errors import DataError
 from temper.data.example import Format, Origin, Row
 
 SCHEMA = pa.schema(
@@ -139,8 +140,16 @@ class Rows:
 
     @staticmethod
     def map_file(path: Path, fingerprint: str) -> Rows:
-        """Memory-map what `write_file` wrote."""
-        return Rows(pa.ipc.open_file(pa.memory_map(str(path))).read_all(), fingerprint)
+        """Memory-map what `write_file` wrote.
+
+        Raises:
+            DataError: the file is not whole.
+        """
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(path, None, f"is damaged ({error})", "remove its folder, and it is made again") from error
+        return Rows(table, fingerprint)
 
 
 def split_record(record: Mapping[str, Any], format: Format) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,8 +6,11 @@ In a recipe a source is a path (`data/train.jsonl`), a lab skill (`lab/copy`), P
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from temper.core.methods import Method
 from temper.data.rows import Rows
@@ -29,15 +32,16 @@ class Source(Method, axis="source", packages=("temper.data.sources", "temper.lab
         return "file", {"path": text}
 
     @classmethod
+    @abstractmethod
     def shorthand(cls, rest: str) -> dict[str, object]:
         """Return the settings that the text after `name/` stands for."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """A short name for tables: `lab/copy`, `train.jsonl`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, split: Split, cache: Path, on_bad_rows: OnBadRows = "stop") -> Rows:
         """Return the rows of a split, memory-mapped from `cache` where they are many.
 
@@ -46,8 +50,15 @@ class Source(Method, axis="source", packages=("temper.data.sources", "temper.lab
         Raises:
             DataError: a bad row (with `on_bad_rows="stop"`), or a file that cannot be read.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Name the content, of every split, without parsing it: files by bytes, made data by settings and code."""
-        raise NotImplementedError
+
+
+def _as_many(written: object) -> object:
+    return written if isinstance(written, list | tuple) else [written]
+
+
+OneOrMore = Annotated[tuple[Source, ...], BeforeValidator(_as_many)]
+"""a source, or a list of them"""

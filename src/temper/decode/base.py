@@ -8,6 +8,7 @@ Legend: N tokens, V vocabulary.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,21 +26,24 @@ class Decode(Method, axis="decode", packages=("temper.decode",)):
     def check(self, num_models: int) -> None:
         """Raise SettingError where the settings do not fit the number of models."""
 
+    @abstractmethod
     def combine(self, logprobs: Sequence[Tensor]) -> Tensor:
         """Return the combination's log-probabilities.
 
         Args:
             logprobs: those of each model, (N, V), float32, in the order of `of`.
         """
-        raise NotImplementedError
 
     def join(self, models: Sequence[Model]) -> Model:
         """Return the combination of models as a model.
 
         Raises:
-            ModelError: models that do not read the same tokens.
+            ModelError: models that do not read the same tokens, or one that is a combination itself.
         """
         first = models[0]
+        for number, model in enumerate(models):
+            if model.fusion is not None:
+                raise ModelError(f"of[{number}]: is a combination of models itself; name the models that it is made of")
         for number, other in enumerate(models[1:], 1):
             sizes = [model.module.get_input_embeddings().num_embeddings for model in (first, other)]
             if first.tokenizer.get_vocab() != other.tokenizer.get_vocab() or sizes[0] != sizes[1]:

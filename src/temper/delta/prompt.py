@@ -81,7 +81,8 @@ class PromptDelta(Delta, kind="prompt"):
         Raises:
             ModelError: vectors of another width than the module's embedding.
         """
-        width: int = module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        model: Any = module
+        width: int = model.get_input_embeddings().weight.shape[1]
         if self.vectors_PD.shape[1] != width:
             raise ModelError(
                 f"a soft prompt of width {self.vectors_PD.shape[1]} does not go before embeddings of width {width}; "

@@ -99,65 +99,61 @@ def fit(
         >>> fitted = fit(load_model("my-model"), rows, FitSettings(tune="lora", lr=1e-3, steps=100))
         >>> fitted.tuning.save(Path("out"))
     """
-    if world is None or folder is None:
-        with ExitStack() as held:
-            together = held.enter_context(World.join()) if world is None else world
-            if folder is None:
-                folder = Path(together.broadcast(held.enter_context(tempfile.TemporaryDirectory(prefix="temper-"))))
-            return fit(
-                model,
-                rows,
-                settings,
-                folder=folder,
-                seed=seed,
-                on_bad_rows=on_bad_rows,
-                open_source=open_source,
-                load=load,
-                stage=stage,
-                on_step=on_step,
-                world=together,
-            )
-    sources = [rows] if isinstance(rows, Rows) else list(rows)
-    rows = Rows.concatenate(sources, "")
-    if model.fusion is not None:
-        reason = f"is a combination of {len(model.members)} models, which has no weights of its own"
-        raise SettingError("train.from", stage, reason, "train one of the models that it is made of")
-    check_formats(rows, settings.objective)
-    device = best_device()
-    divides = is_divided(world, needs_whole(settings))
-    if not divides:
-        model.module.to(device)
-    reset_peak_memory(device)
-    held_before = peak_memory_bytes(device)
-    if model.is_changed:
-        model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer, model.prompts)
-    data = prepare(model, sources, settings, seed, on_bad_rows, open_source)
-    attaching = time.monotonic()
-    tuning = attach(model, settings, seed, _calibrated(model, data, settings))
-    attach_seconds = time.monotonic() - attaching
-    model.is_changed = True
-    placement = Sharded(world, model, dtype_of(settings)) if divides else Replicated(world)
-    trackings = [tracker.open(stage, folder) for tracker in settings.track if world.is_main]
-    loop = assemble(tuning, data, settings, folder, stage, seed=seed, load=load, placement=placement)
-    loop.on_step = lambda metrics: _tell(metrics, on_step, trackings)
-    if world.data_rank:  # what was drawn so far is the same everywhere; what is dropped from now on is each one's own
-        torch.manual_seed(_seed(seed, _PROCESS_STREAM, world.data_rank))
-    try:
-        with world.naming_a_death():
-            totals = loop.run()
-            placement.finish()
-    finally:
-        for tracking in trackings:
-            tracking.close()
+    with ExitStack() as held:
+        together = held.enter_context(World.join()) if world is None else world
+        if folder is None:
+            folder = Path(together.broadcast(held.enter_context(tempfile.TemporaryDirectory(prefix="temper-"))))
+        sources = [rows] if isinstance(rows, Rows) else list(rows)
+        check_formats(Rows.concatenate(sources, ""), settings.objective)
+        if model.fusion is not None:
+            reason = f"is a combination of {len(model.members)} models, which has no weights of its own"
+            raise SettingError("train.from", stage, reason, "train one of the models that it is made of")
+        divides = is_divided(together, needs_whole(settings))
+        device = best_device()
+        if not divides:
+            model.module.to(device)
+        reset_peak_memory(device)
+        cost: Metrics = {"start_memory_bytes": peak_memory_bytes(device)}
+        if model.is_changed:
+            model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer, model.prompts)
+        data = prepare(model, sources, settings, seed, on_bad_rows, open_source)
+        attaching = time.monotonic()
+        tuning = attach(model, settings, seed, _calibrated(model, data, settings))
+        cost["attach_seconds"] = time.monotonic() - attaching
+        model.is_changed = True
+        placement = Sharded(together, model, dtype_of(settings)) if divides else Replicated(together)
+        trackings = [tracker.open(stage, folder) for tracker in settings.track if together.is_main]
+        loop = assemble(tuning, data, settings, folder, stage, seed=seed, load=load, placement=placement)
+        loop.on_step = lambda metrics: _tell(metrics, on_step, trackings)
+        if together.data_rank:  # what was drawn so far is the same everywhere; what is dropped now is each one's own
+            torch.manual_seed(_seed(seed, _PROCESS_STREAM, together.data_rank))
+        try:
+            with together.naming_a_death():
+                totals = loop.run()
+                placement.finish()
+        finally:
+            for tracking in trackings:
+                tracking.close()
+        details, bad = _details(loop, data, sources, settings, totals)
+        if together.is_main:
+            _write_quarantine(folder / "quarantine.jsonl", bad)
+        cost |= {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
+        cost["peak_memory_bytes"] = peak_memory_bytes(device)
+        warnings = [*model.notes, *loop.checkpoints.warnings, *_warnings(details)]
+        return Fitted(tuning, loop.target, cost, details, warnings)
+
+
+def _details(
+    loop: Loop, data: Data, sources: Sequence[Rows], settings: FitSettings, totals: Metrics
+) -> tuple[dict[str, Any], list[BadRow]]:
+    """Return what is worth keeping of a finished fit besides its cost, and the rows that were put aside."""
     tallies = [part.tally for part in (*data.main.parts, *data.put_aside, *data.shares)]
-    bad = [row for source in (rows, *(part.rows for part in data.shares)) for row in source.bad]
+    bad = [row for source in (*sources, *(part.rows for part in data.shares)) for row in source.bad]
     bad += [row for tally in tallies for row in tally.bad]
-    if world.is_main:
-        _write_quarantine(folder / "quarantine.jsonl", bad)
     details: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+        "parameters": sum(parameter.numel() for parameter in loop.model.module.parameters()),
         "trainable_parameters": sum(parameter.numel() for _, parameter in loop.trained),
-        "rows": len(rows),
+        "rows": sum(map(len, sources)),
         "bad_rows": len(bad),
         "held_out": sum(part.tally.examples for part in data.put_aside),
         "examples": sum(part.tally.examples for part in data.main.parts),
@@ -166,16 +162,13 @@ def fit(
         "longest": max(part.tally.longest for part in data.main.parts),
         "lr": learning_rate(settings),
         "dtype": str(loop.dtype).removeprefix("torch."),
-        "device": str(device),
+        "device": str(best_device()),
         "threads": torch.get_num_threads(),
-        "processes": world.size,
+        "processes": loop.world.size,
         **{name: totals[name] for name in ("loss", "best_step", "best_validation_loss") if name in totals},
         **({} if data.mixture is None else {"mixture": data.mixture.report()}),
     }
-    cost: Metrics = {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
-    cost |= {"attach_seconds": attach_seconds, "peak_memory_bytes": peak_memory_bytes(device)}
-    cost["start_memory_bytes"] = held_before
-    return Fitted(tuning, loop.target, cost, details, [*model.notes, *loop.checkpoints.warnings, *_warnings(details)])
+    return details, bad
 
 
 @dataclass
@@ -335,9 +328,10 @@ def assemble(
     model, placement = tuning.model, placement or Replicated(World())
     device = next(model.module.parameters()).device
     dtype = dtype_of(settings)
-    parameters = list(tuning.parameters())
     setup = Setup(
-        trained=parameters,
+        trained=list(tuning.movable()),
+        at_start=tuning.at_start,
+        moves_numbers=tuning.moves_numbers,
         seed=seed,
         load=cache(partial(_frozen, load or load_outside, device, dtype)),
         examples=data.draw,

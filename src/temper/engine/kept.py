@@ -6,7 +6,10 @@ are made again, with the same bits:
 - The copy of a weight in the type of the products, from the weight.
 - In a gated MLP, act(gate) and act(gate) * up, from gate and up, which their own gradients need anyway.
 
-In bf16 these are half of what a block's MLP keeps, and a copy of every weight that trains.
+In bf16 these are half of what a block's MLP keeps, and a copy of every weight that trains. A recipe lives as long as
+what asks for it: what it is made of goes when the pass that reads it is over, as autograd lets go of what it keeps.
+
+Whatever is kept must be what it was. PyTorch leaves that to who takes its place, so changes in place are looked for.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
+from weakref import ref
 
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -26,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
 }
 """by the name that autograd has for it: from its node, the function"""
 RECIPE = "temper_recipe"
-"""where an activation's node holds the recipe of its output"""
+"""where an activation's node tells the recipe of its output, without holding it"""
 
 
 class Recipe:
@@ -46,8 +50,7 @@ class Recipe:
         if self._made is not None:
             made, self._made = self._made, None
             return made
-        if [tensor._version for tensor in self.of] != self.versions:
-            raise RuntimeError("a tensor was changed in place between the forward and the backward pass that reads it")
+        _check_unchanged([tensor._version for tensor in self.of], self.versions)
         return self.make(*(tensor.detach() for tensor in self.of))
 
     def follow_and_keep(self) -> Tensor:
@@ -58,7 +61,25 @@ class Recipe:
 
 def keeping_less() -> AbstractContextManager[Any]:
     """Return the context in which what is kept for the backward pass is replaced by how to make it, where it can."""
-    return saved_tensors_hooks(_recipe_for, lambda kept: kept.follow() if isinstance(kept, Recipe) else kept)
+    return saved_tensors_hooks(_pack, _unpack)
+
+
+def _pack(kept: Tensor) -> Recipe | tuple[Tensor, int]:
+    found = _recipe_for(kept)
+    return found if isinstance(found, Recipe) else (kept, kept._version)
+
+
+def _unpack(packed: Recipe | tuple[Tensor, int]) -> Tensor:
+    if isinstance(packed, Recipe):
+        return packed.follow()
+    kept, version = packed
+    _check_unchanged(kept._version, version)
+    return kept
+
+
+def _check_unchanged(now: object, before: object) -> None:
+    if now != before:
+        raise RuntimeError("a tensor was changed in place between the forward and the backward pass that reads it")
 
 
 def _recipe_for(kept: Tensor) -> Tensor | Recipe:
@@ -77,14 +98,23 @@ def _making(whole: Tensor, node: Any) -> Recipe | None:
         weight = getattr(node.next_functions[0][0], "variable", None)  # only of a leaf
         return None if weight is None else Recipe(partial(Tensor.to, dtype=whole.dtype), weight)
     if name in ACTIVATIONS:
-        recipe: Recipe = node.metadata.setdefault(RECIPE, Recipe(ACTIVATIONS[name](node), node._saved_self))
-        return recipe
+        known = _told(node)
+        if known is None:
+            known = Recipe(ACTIVATIONS[name](node), node._saved_self)
+            node.metadata[RECIPE] = ref(known)
+        return known
     if name == "MulBackward0":
         gate = node.next_functions[0][0]
-        if gate is not None and RECIPE in gate.metadata and node._saved_other is not None:
-            activation: Recipe = gate.metadata[RECIPE]
+        activation = None if gate is None else _told(gate)
+        if activation is not None and node._saved_other is not None:
             return Recipe(lambda gate, up: activation.follow_and_keep() * up, *activation.of, node._saved_other)
     return None
+
+
+def _told(node: Any) -> Recipe | None:
+    """Return the recipe that an activation's node tells, None where it tells none or nothing asks for it any more."""
+    reference: ref[Recipe] | None = node.metadata.get(RECIPE)
+    return None if reference is None else reference()
 
 
 def _view(kept: Tensor, whole: Tensor) -> Callable[[Tensor], Tensor] | None:

@@ -32,7 +32,6 @@ from temper.models.anatomy import Anatomy
 KEY = "--layout"
 DIMENSIONS = ("dp", "fsdp", "tp")
 """of a mesh of processes, in order: those of one `tp` are next to one another, then those of one `fsdp`"""
-BY_OUTPUT = ("q", "k", "v", "gate", "up")
 BY_INPUT = ("o", "down")
 
 
@@ -57,13 +56,15 @@ class Layout:
         """Read `dp=2,fsdp=2,tp=2`.
 
         Raises:
-            SettingError: another key, or a number below 1.
+            SettingError: another key, a key twice, or a number below 1.
         """
         sizes: dict[str, int] = {}
         for entry in filter(None, text.split(",")):
             name, _, number = entry.partition("=")
-            if name.strip() not in DIMENSIONS or not number.strip().isdigit() or int(number) < 1:
+            if name.strip() not in DIMENSIONS or not number.strip().isdecimal() or int(number) < 1:
                 raise SettingError(KEY, entry, "is no part of a layout", "write it as dp=2,fsdp=2,tp=2")
+            if name.strip() in sizes:
+                raise SettingError(KEY, entry, f"says {name.strip()} a second time", "say it once")
             sizes[name.strip()] = int(number)
         return Layout(**sizes)
 

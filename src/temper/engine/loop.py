@@ -13,6 +13,7 @@ Decisions:
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -338,7 +339,8 @@ class Loop:
         if not present:
             return None
         penalty = torch.stack(present).sum()
-        if torch.is_grad_enabled():
+        # Of what rests for now a penalty has no gradient.
+        if torch.is_grad_enabled() and penalty.requires_grad:
             penalty.backward()
         return penalty.detach()
 
@@ -354,6 +356,8 @@ class Loop:
     def _validate(self, step: int) -> float:
         assert self.validation is not None
         loss = self.mean_loss(self.validation.batches)
+        if not math.isfinite(loss):
+            raise TrainingError(f"step {step}: the loss on the held-out rows is {loss:g}; lower lr, or set clip")
         self.best["last"] = loss
         if self.best["loss"] is None or loss < self.best["loss"]:
             self.best |= {"loss": loss, "step": step, "failures": 0}

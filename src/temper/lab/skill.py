@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -49,12 +50,14 @@ class Skill(Method, axis="skill", packages=("temper.lab.skills",)):
         return f"{self.word}:{argument}="
 
     def draw(self, generator: random.Random, level: int) -> str:
-        """Return a random argument of a level, from either side of the split."""
-        raise NotImplementedError
+        """Return a random argument of a level, from either side of the split; of a skill with a `domain`, any of it."""
+        domain = self.domain()
+        assert domain is not None, f"{self.method_name} neither draws arguments nor has a domain of them"
+        return generator.choice(domain)
 
+    @abstractmethod
     def answer(self, argument: str) -> str:
         """Return the true answer."""
-        raise NotImplementedError
 
     def level(self, argument: str) -> int:
         """Return how difficult an argument is; by default its length in characters."""

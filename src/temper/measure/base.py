@@ -6,6 +6,7 @@ example: intervals by bootstrap, flips by counting.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,9 +126,9 @@ class Suite(Method, axis="suite", packages=("temper.measure",)):
         return self.name or self.default_label
 
     @property
+    @abstractmethod
     def default_label(self) -> str:
         """What tables call it when `name` says nothing else."""
-        raise NotImplementedError
 
     def sources(self) -> Sequence[Source]:
         """Return the data that it reads, for fingerprints."""
@@ -145,6 +146,7 @@ class Suite(Method, axis="suite", packages=("temper.measure",)):
         """Return at most `count` worked examples that are never scored; none where shots make no sense."""
         return ()
 
+    @abstractmethod
     def measure(self, subject: Subject, cache: Path, seed: int = 0) -> Score:
         """Score a model.
 
@@ -153,7 +155,6 @@ class Suite(Method, axis="suite", packages=("temper.measure",)):
             cache: a folder for what can be made once (made data, samples of the base).
             seed: of the choice of examples and of sampling; the same for every model that is compared.
         """
-        raise NotImplementedError
 
 
 def with_defaults(suite: Suite, **defaults: Any) -> Suite:

@@ -10,12 +10,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from temper.core.errors import ModelError
+from temper.core.errors import DataError, ModelError
+from temper.core.files import naming
 from temper.core.hashing import hash_json
 from temper.data.example import Sequence
 from temper.measure.base import NUM_SAMPLES, Sample, Score, Subject, Suite
@@ -103,15 +105,22 @@ class Reference:
         """Write all or nothing."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
+        with naming(path), partial.open("wb") as file:
             lengths = [len(text) for text in self.texts]
             np.savez(file, lengths=lengths, tokens=np.concatenate(self.texts), logprobs=np.concatenate(self.logprobs))
         partial.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Reference:
-        """Read what `write` wrote."""
-        with np.load(path, allow_pickle=False) as stored:
-            lengths = stored["lengths"]
-            tokens = np.split(stored["tokens"], np.cumsum(lengths)[:-1])
-            return cls(tokens, np.split(stored["logprobs"], np.cumsum(lengths - 1)[:-1]))
+        """Read what `write` wrote.
+
+        Raises:
+            DataError: the file is not whole.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                lengths = stored["lengths"]
+                tokens = np.split(stored["tokens"], np.cumsum(lengths)[:-1])
+                return cls(tokens, np.split(stored["logprobs"], np.cumsum(lengths - 1)[:-1]))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise DataError(path, None, f"is damaged ({error})", "remove it, and it is made again") from error

@@ -78,8 +78,7 @@ class SourceSuite(Suite):
 
     def contents(self, cache: Path, seed: int) -> list[str]:
         """Return the contents of the rows that are scored, as `Rows` holds them."""
-        rows, chosen = self._chosen(cache, seed)
-        return [str(content) for content in rows.table["content"].take(pa.array(chosen, pa.int64())).to_pylist()]
+        return _contents(*self._chosen(cache, seed))
 
     def _chosen(self, cache: Path, seed: int, excluded: Sequence[str] = ()) -> tuple[Rows, list[int]]:
         rows = self.source.open(self.split, cache, self.on_bad_rows)
@@ -112,6 +111,11 @@ class SourceSuite(Suite):
             raise DataError(
                 row.origin.file, row.origin.line, reason, "mend or remove the row, or set on_bad_rows: skip"
             )
+
+
+def _contents(rows: Rows, chosen: Sequence[int]) -> list[str]:
+    """Return the contents of some rows, as `Rows` holds them."""
+    return [str(content) for content in rows.table["content"].take(pa.array(chosen, pa.int64())).to_pylist()]
 
 
 @dataclass(frozen=True)
@@ -200,12 +204,10 @@ class PromptSuite(SourceSuite):
         return self.rows(cache, seed, self._reserved_contents(cache))
 
     def contents(self, cache: Path, seed: int) -> list[str]:
-        rows, chosen = self._chosen(cache, seed, self._reserved_contents(cache))
-        return [str(content) for content in rows.table["content"].take(pa.array(chosen, pa.int64())).to_pylist()]
+        return _contents(*self._chosen(cache, seed, self._reserved_contents(cache)))
 
     def _reserved_contents(self, cache: Path) -> list[str]:
-        rows, reserved = self._reserved(cache)
-        return [str(content) for content in rows.table["content"].take(pa.array(reserved, pa.int64())).to_pylist()]
+        return _contents(*self._reserved(cache))
 
     def _reserved(self, cache: Path) -> tuple[Rows, list[int]]:
         rows = self.source.open("train", cache, self.on_bad_rows)

@@ -72,11 +72,11 @@ def load_function(written: str) -> Metric:
         SettingError: there is no such file, module or function.
     """
     module, name = _module_of(written), written.rpartition(":")[2]
-    found = vars(module).get(name)
-    if not callable(found):
+    function: Metric | None = vars(module).get(name)
+    if function is None or not callable(function):
         names = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise SettingError("function", written, f"names no function of {module.__name__}", nearest(name, names))
-    return found  # type: ignore[no-any-return]
+    return function
 
 
 def _module_of(written: str) -> ModuleType:

@@ -8,6 +8,7 @@ Decisions:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -35,13 +36,13 @@ class GenerationSuite(PromptSuite):
     temperature: float = Field(0.0, ge=0, description="0 writes the likeliest token, above 0 samples by the seed")
 
     @property
+    @abstractmethod
     def metric(self) -> str:
         """What the number is called."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(self, questions: Sequence[Question], outputs: Sequence[str]) -> list[float] | list[bool]:
         """Score each answer: with numbers, or right or wrong."""
-        raise NotImplementedError
 
     def kind(self) -> tuple[Unit, bool]:
         """Return the unit of the scores, and whether higher is better."""

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from temper.core.errors import ModelError
 from temper.measure.base import NUM_SAMPLES, Sample, Score, Subject, Suite
 from temper.models.anatomy import part_weight
 
@@ -38,6 +39,11 @@ class IntruderDimensions(Suite, name="intruder_dimensions"):
 
     def measure(self, subject: Subject, cache: Path, seed: int = 0) -> Score:
         base, tuned = subject.untuned(), subject.model
+        if tuned.fusion is not None:
+            raise ModelError(
+                "intruder_dimensions: looks at weights, and a combination of models has none of its own; measure the "
+                "models that it is made of, in a recipe without `decode`"
+            )
         names, scores = [], []
         for part in tuned.anatomy.parts():
             weight_OI = part_weight(tuned.module, part).detach()

@@ -17,7 +17,8 @@ the best earlier accuracy minus the last. What a suite's single-task expert tell
 Deviations, because a recipe's stages and suites are not one task each:
 - Which stage learned which suite is given. A kept suite that no stage trained on counts as learned by the base, so
   that backward transfer says what became of it.
-- Only suites in unit `share` count: perplexities and nats have no common scale with accuracies.
+- Only suites in unit `share` of which more is better count: perplexities and nats have no common scale with
+  accuracies, and a share of errors goes the other way.
 - b[j] is the base, not a random model. Suites that no stage learned do not count towards forward transfer.
 - A contrast of two zeros is left out, as 0 / 0.
 - Values that are missing are left out of means; a mean of nothing is None.
@@ -82,7 +83,11 @@ def transfer_matrix(
             raise SettingError("learned_at", label, "names no suite", nearest(label, columns))
     values = [[suites[label]["value"] if label in suites else None for label in columns] for _, suites in rows]
     chain = [row for row, (name, _) in enumerate(rows) if name != FEW_SHOT] if lineage is None else list(lineage)
-    shares = [column for column, label in enumerate(columns) if reports[label]["unit"] == "share"]
+    shares = [
+        column
+        for column, label in enumerate(columns)
+        if reports[label]["unit"] == "share" and reports[label]["higher_is_better"]
+    ]
     learned = {column: 0 for column in shares if reports[columns[column]]["role"] == "keep"}
     learned |= {column: trained_on[columns[column]] for column in shares if columns[column] in trained_on}
     curves = {

@@ -9,6 +9,7 @@ Decisions:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,9 +107,9 @@ class Merge(Method, axis="merge", packages=("temper.merge",)):
         """Return the data that it learns from."""
         return ()
 
+    @abstractmethod
     def build(self, bench: Bench) -> Merging:
         """Return the mixture of the models on the bench."""
-        raise NotImplementedError
 
 
 class Formula(Merge):
@@ -117,6 +118,7 @@ class Formula(Merge):
     def build(self, bench: Bench) -> Merging:
         return Merging(self.combine)
 
+    @abstractmethod
     def combine(self, name: str, base: Tensor, deltas: Sequence[Tensor]) -> Tensor:
         """Return the merged change of one parameter.
 
@@ -125,4 +127,3 @@ class Formula(Merge):
             base: its value in the base, float32.
             deltas: its change in each model, float32, of the base's shape.
         """
-        raise NotImplementedError

@@ -11,6 +11,7 @@ Legend: M models, B blocks that have coefficients of their own, K random parts o
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,9 +98,9 @@ class Learned(Merge):
     def sources(self) -> Sequence[Source]:
         return self.data
 
+    @abstractmethod
     def start(self, bench: Bench) -> Coefficients:
         """Return the coefficients before the first step."""
-        raise NotImplementedError
 
     def report(self, bench: Bench, coefficients: Coefficients) -> dict[str, Any]:
         """Return what was learned, for the stage's record."""

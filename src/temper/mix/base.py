@@ -9,6 +9,7 @@ Legend: S sources.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,13 +52,13 @@ class Mix(Method, axis="mix", packages=("temper.mix",)):
         """Rows of each source that are held out of training, to measure it by."""
         return 0
 
+    @abstractmethod
     def build(self, sources: Sources) -> Mixing:
         """Return the mixture at work, before the first step.
 
         Raises:
             SettingError: settings that do not fit the sources.
         """
-        raise NotImplementedError
 
 
 def normalised(weights_S: NDArray[np.float64]) -> NDArray[np.float64]:

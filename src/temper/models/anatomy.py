@@ -109,7 +109,7 @@ def part_weight(module: nn.Module, part: Part) -> Tensor:
 
 def part_bias(module: nn.Module, part: Part) -> Tensor | None:
     """Return a part's bias (out), None where it has none; a view or a copy, as `part_weight`."""
-    bias: Tensor | None = module.get_submodule(part.path).bias  # type: ignore[assignment]
+    bias = dict(module.get_submodule(part.path).named_parameters(recurse=False)).get("bias")
     if bias is None:
         return None
     runs = [bias[start:stop] for start, stop in part.runs]

@@ -31,6 +31,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from temper.models import cpu_attention
+from temper.models.autograd import apply
 
 NAME = "temper_packed"
 
@@ -52,15 +53,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Regrouping:
+    """Slots that are not the tokens in their order."""
+
+    slots_S: Tensor
+    """int64, the token that stands in each slot (a document's last token in its padding)"""
+    is_padding_S: Tensor
+    inverse_T: Tensor
+    """int64, the slot of each token"""
+
+
+@dataclass(frozen=True)
 class PackedLayout:
     """Where each token of a flat run stands while attention is computed."""
 
     groups: tuple[Group, ...]
-    slots_S: Tensor | None
-    """int64, the token that stands in each slot (a document's last token in its padding); None: slots = tokens"""
-    is_padding_S: Tensor | None
-    inverse_T: Tensor | None
-    """int64, the slot of each token"""
+    regrouping: Regrouping | None = None
+    """None: slots are tokens"""
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """sliding-window masks by (length, window), made once for all blocks"""
     is_causal: bool = True
@@ -97,11 +106,11 @@ class PackedLayout:
             total += longest * len(members)
         slots_S, is_padding_S = np.concatenate(slots_of), np.concatenate(padding_of)
         if np.array_equal(slots_S, np.arange(starts[-1])):
-            return PackedLayout(tuple(groups), None, None, None, is_causal=is_causal)
+            return PackedLayout(tuple(groups), is_causal=is_causal)
         inverse_T = np.empty(starts[-1], dtype=np.int64)
         inverse_T[slots_S[~is_padding_S]] = np.flatnonzero(~is_padding_S)
         slots, is_padding, inverse = (torch.from_numpy(one).to(device) for one in (slots_S, is_padding_S, inverse_T))
-        return PackedLayout(tuple(groups), slots, is_padding, inverse, is_causal=is_causal)
+        return PackedLayout(tuple(groups), Regrouping(slots, is_padding, inverse), is_causal=is_causal)
 
 
 def packed_inputs(read_T: Tensor, positions_T: Tensor, layout: PackedLayout) -> dict[str, Any]:
@@ -120,27 +129,27 @@ class _ToSlots(torch.autograd.Function):
     """Tokens to slots. Padding slots get no gradient from causal attention, so they have none to give back."""
 
     @staticmethod
-    def forward(ctx: Any, x_T: Tensor, layout: PackedLayout) -> Tensor:
-        ctx.layout = layout
-        return x_T.index_select(0, layout.slots_S)  # type: ignore[arg-type]
+    def forward(ctx: Any, x_T: Tensor, regrouping: Regrouping) -> Tensor:
+        ctx.regrouping = regrouping
+        return x_T.index_select(0, regrouping.slots_S)
 
     @staticmethod
     def backward(ctx: Any, *grad_S: Tensor) -> tuple[Tensor, None]:
-        return grad_S[0].index_select(0, ctx.layout.inverse_T), None
+        return grad_S[0].index_select(0, ctx.regrouping.inverse_T), None
 
 
 class _ToTokens(torch.autograd.Function):
     """Slots to tokens. What stands in padding is dropped: its gradient is zero."""
 
     @staticmethod
-    def forward(ctx: Any, x_S: Tensor, layout: PackedLayout) -> Tensor:
-        ctx.layout = layout
-        return x_S.index_select(0, layout.inverse_T)  # type: ignore[arg-type]
+    def forward(ctx: Any, x_S: Tensor, regrouping: Regrouping) -> Tensor:
+        ctx.regrouping = regrouping
+        return x_S.index_select(0, regrouping.inverse_T)
 
     @staticmethod
     def backward(ctx: Any, *grad_T: Tensor) -> tuple[Tensor, None]:
-        grad_S = grad_T[0].index_select(0, ctx.layout.slots_S)
-        return grad_S.masked_fill_(ctx.layout.is_padding_S[:, None, None], 0), None
+        grad_S = grad_T[0].index_select(0, ctx.regrouping.slots_S)
+        return grad_S.masked_fill_(ctx.regrouping.is_padding_S[:, None, None], 0), None
 
 
 def packed_attention(
@@ -185,8 +194,8 @@ def packed_attention(
 
     dtype = _computed_in(query)
     flat = [heads.transpose(1, 2)[0].to(dtype) for heads in (query, key, value)]
-    if packed.slots_S is not None:
-        flat = [_ToSlots.apply(x, packed) for x in flat]  # type: ignore[no-untyped-call]
+    if packed.regrouping is not None:
+        flat = [apply(_ToSlots, x, packed.regrouping) for x in flat]
     query_SHE, key_SKE, value_SKE = flat
     shapes = [(group.num_documents, group.length) for group in packed.groups]
     if query.device.type == "cpu" and dtype == torch.bfloat16 and packed.is_causal and softcap is None and not dropout:
@@ -200,8 +209,8 @@ def packed_attention(
             out = _attend(query_GL, key_GL, value_GL, packed, dropout, scaling, sliding_window, softcap)
             parts.append(out.transpose(1, 2).flatten(0, 1))
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if packed.slots_S is not None:
-        joined = _ToTokens.apply(joined, packed)  # type: ignore[no-untyped-call]
+    if packed.regrouping is not None:
+        joined = apply(_ToTokens, joined, packed.regrouping)
     return joined[None].contiguous(), None
 
 

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from temper.models.autograd import apply
+
 BLOCK = 256
 """queries of a block"""
 KEPT_UP_TO = 256
@@ -58,7 +60,7 @@ def attend(
     Returns:
         (S, H, E), bf16.
     """
-    out_SHE: Tensor = _Attention.apply(query_SHE, key_SKE, value_SKE, shapes, scale, window)  # type: ignore[no-untyped-call]
+    out_SHE: Tensor = apply(_Attention, query_SHE, key_SKE, value_SKE, shapes, scale, window)
     return out_SHE
 
 

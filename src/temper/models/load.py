@@ -284,6 +284,7 @@ def _load_module(folder: Path, dtype: torch.dtype | Literal["auto"], trust: bool
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: transformers cannot load it as a causal language model: {error}") from error
+    module: PreTrainedModel
     module, found = loaded
     wrong = {
         "missing": sorted(found["missing_keys"]),
@@ -299,7 +300,7 @@ def _load_module(folder: Path, dtype: torch.dtype | Literal["auto"], trust: bool
             f"{folder}: the weights do not fit the {type(module).__name__} that config.json asks for: {listed}; "
             "give a checkpoint whose config.json and weights belong together"
         )
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def _check_remote_code(folder: Path, config: dict[str, Any], source: str, trusted: str | Literal[False]) -> bool:

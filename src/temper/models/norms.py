@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedModel
 
 from temper.models.anatomy import Anatomy
+from temper.models.autograd import apply
 
 TRIED_TOKENS = 5
 EPSILONS = ("variance_epsilon", "eps")
@@ -40,7 +41,7 @@ class RMSNorm(nn.Module):
         self.weight, self.eps, self.offset = weight, eps, offset
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        out: Tensor = _RMSNorm.apply(hidden_states, self.weight, self.eps, self.offset)  # type: ignore[no-untyped-call]
+        out: Tensor = apply(_RMSNorm, hidden_states, self.weight, self.eps, self.offset)
         return out
 
 

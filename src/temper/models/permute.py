@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from temper.models.anatomy import Block, Part, part_bias, part_slices, part_weight
+from temper.models.families import PartName
 
 
 @torch.no_grad()
@@ -23,9 +24,13 @@ def permute_heads(module: nn.Module, block: Block, order_G: Tensor) -> None:
         order_G: int64, the former place of each group.
     """
     parts = {part.name: part for part in block.parts}
-    sizes = {"q": block.head_dim * (block.num_heads // block.num_kv_heads), "k": block.head_dim, "v": block.head_dim}
+    sizes: dict[PartName, int] = {
+        "q": block.head_dim * (block.num_heads // block.num_kv_heads),
+        "k": block.head_dim,
+        "v": block.head_dim,
+    }
     for name, size in sizes.items():
-        _permute_rows(module, parts[name], _spread(order_G, size))  # type: ignore[index]
+        _permute_rows(module, parts[name], _spread(order_G, size))
     for part_name, path in block.head_norms:
         for parameter in module.get_submodule(path).parameters(recurse=False):
             parameter.copy_(parameter[_spread(order_G, sizes[part_name])])

@@ -7,6 +7,7 @@ accumulating gradients equals one large batch exactly.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Loss:
     """further sums over the units, for `metrics.jsonl`"""
 
 
-class Target(Live):
+class Target(Live, ABC):
     """An objective at work on one model."""
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -49,9 +50,9 @@ class Target(Live):
     def before_batches(self, batches: Many[Batch], moment: Moment) -> None:
         """Look at all micro-batches of a step, before the first `loss`: for what is taken over the whole step."""
 
+    @abstractmethod
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         """Run the model forward on a micro-batch and return its loss."""
-        raise NotImplementedError
 
 
 class Objective(Method, axis="objective", packages=("temper.objectives",)):
@@ -71,18 +72,18 @@ class Objective(Method, axis="objective", packages=("temper.objectives",)):
         """Return the stages (or `base`) whose models it asks, besides the one that it trains."""
         return ()
 
+    @abstractmethod
     def encode(self, row: Row, encoder: Encoder) -> list[tuple[Sequence, ...]]:
         """Turn a row into examples, each a tuple of sequences.
 
         Raises:
             RowError: the row cannot be trained on.
         """
-        raise NotImplementedError
 
     def units(self, batch: Batch) -> float:
         """Count what the loss is a mean over (for token losses: the sum of weights)."""
         return float(batch.weights_N.sum())
 
+    @abstractmethod
     def build(self, model: Model, setup: Setup) -> Target:
         """Return the objective at work on a model, before the first step."""
-        raise NotImplementedError

@@ -8,6 +8,7 @@ Legend: P pairs, N supervised tokens, B documents.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import ClassVar
@@ -84,13 +85,13 @@ class Preference(Objective):
         """Count pairs."""
         return float(batch.num_examples)
 
+    @abstractmethod
     def margin(self, chosen: Answers, rejected: Answers) -> Tensor:
         """Return the implied reward of each chosen answer less that of the rejected one, (P,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, margin_P: Tensor, chosen: Answers) -> Tensor:
         """Return the loss of each pair, (P,)."""
-        raise NotImplementedError
 
     def build(self, model: Model, setup: Setup) -> PreferenceTarget:
         return PreferenceTarget(model, self, None)

@@ -80,4 +80,5 @@ class SelfDistillation(Objective, name="ps_kd"):
         return [(encoder.supervised(row),)]
 
     def build(self, model: Model, setup: Setup) -> ProgressiveTarget:
+        setup.refuse_moves("objective", self.method_name)
         return ProgressiveTarget(model, setup, self.alpha)

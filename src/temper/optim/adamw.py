@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from temper.optim.base import Optim
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdamW(Optim, name="adamw"):
@@ -24,7 +26,7 @@ class AdamW(Optim, name="adamw"):
 
     works_on_pieces: ClassVar[bool] = True
 
-    betas: tuple[float, float] = Field((0.9, 0.999), description="b1 and b2, the averages' decay rates")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="b1 and b2, the averages' decay rates")
     eps: float = Field(1e-8, gt=0, description="added to the denominator")
     weight_decay: float = Field(0.0, ge=0, description="decay, a share of the weight per unit of lr and step")
 

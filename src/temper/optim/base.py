@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -25,12 +26,12 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
         passes = () if cls.needs_gradient else ("no backward pass: it evaluates the loss of whole steps",)
         return (*super().needs(), *passes, on_many_processes(cls.works_on_pieces))
 
+    @abstractmethod
     def build(self, parameters: Sequence[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Optimizer:
         """Return an optimizer over named parameters whose groups carry `lr`.
 
         The engine multiplies each group's peak (`initial_lr`) with the schedule's factor before every step.
         """
-        raise NotImplementedError
 
     def make_room(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the state of a fresh optimizer as its first step would.

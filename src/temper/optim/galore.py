@@ -39,8 +39,8 @@ class GaLoreOptimizer(torch.optim.Optimizer):
             inner["lr"] = group["lr"]
         for parameter, small in self.stand_ins.items():
             if parameter.grad is not None:
-                small.data = torch.zeros_like(self._project(parameter, parameter.grad))
-                small.grad = self._project(parameter, parameter.grad)
+                projected = self._project(parameter, parameter.grad)
+                small.data, small.grad = torch.zeros_like(projected), projected
         self.inner.step()
         for group in self.param_groups:
             for parameter in group["params"]:

@@ -7,7 +7,8 @@ Decisions:
 - Gain is the mean change of the suites to gain against the base, loss the mean fall of the suites to keep, both in the
   unit of their first suite; a suite in another unit is listed and left out of the mean.
 - Memory is what a process holds at most above what it held with the model loaded; time is that of attaching and of
-  every stage, without measuring.
+  every stage, without measuring. An outcome says beside how many runs and with how many threads it was made: where
+  these differ, times are not said to compare.
 - Every run is an ordinary run, whose command stands in its report, and lies under the comparison's folder. Its outcome
   is kept by all that it follows from: a second comparison does nothing, one that was killed goes on, and one with a
   further setting runs only that. A refusal and a training that fails are outcomes, told with their reason.
@@ -25,10 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from temper.core.code import code_version
 from temper.core.errors import SettingError
 from temper.core.files import write_json
 from temper.core.hashing import hash_json
-from temper.core.version import temper_version
 from temper.engine.settings import FitSettings, learning_rate
 from temper.measure.runs import mean_interval, unbeaten
 from temper.measure.statistics import Interval
@@ -177,7 +178,8 @@ class _Comparing:
         for row in rows:
             if not row.problem and len(searched) > 1:
                 row.search = [self._trial(row, self.recipe.seed, factor, "first") for factor in searched]
-        self._run([trial for row in rows for trial in row.search], further=len(rows) * self.plan.seeds)
+        compared = sum(not row.problem for row in rows)
+        self._run([trial for row in rows for trial in row.search], further=compared * self.plan.seeds)
         for row in rows:
             if not row.problem:
                 row.trials = list(self._reported(row, searched))
@@ -229,7 +231,7 @@ class _Comparing:
         changes = (*self.given, *self.lengths, *overrides)
         command = ("temper", "run", str(self.recipe_file), *changes, "--runs", str(self.folder))
         outcome = self.folder / OUTCOMES / f"{name}.json"
-        job = Job(recipe, self._key(recipe, seed), self.folder, outcome, command, self.threads)
+        job = Job(recipe, self._key(recipe, seed), self.folder, outcome, command, self.plan.jobs, self.threads)
         return _Trial(job, seed, rates)
 
     def _recipe(self, overrides: Sequence[str]) -> Recipe:
@@ -252,7 +254,8 @@ class _Comparing:
         stages = [planned.key for planned in plan(recipe, self.base_keys[seed])]
         written = measure.model_dump(mode="json", include={"shots", "examples", "half", "seed"})
         gates = [step.gate.model_dump(mode="json") if step.gate else None for step in recipe.stages]
-        return hash_json([self.base_keys[seed], stages, suites, len(measure.gain), written, gates, temper_version()])
+        code = code_version(Job.__module__, [])
+        return hash_json([self.base_keys[seed], stages, suites, len(measure.gain), written, gates, code])
 
     def _run(self, trials: Sequence[_Trial], further: int = 0) -> None:
         """Run what has no outcome yet."""
@@ -282,12 +285,15 @@ class _Comparing:
         """Return everything as plain values: what `compare.json` holds."""
         settings = [_written_row(row) for row in rows]
         present = [own for own in settings if not own["problem"]]
+        results = [trial.result for row in rows for trial in row.trials if trial.result is not None]
+        ways = sorted({tuple(result["way"].items()) for result in results})
         for name, cost in FRONTS.items():
+            if name == "time" and len(ways) > 1:
+                continue
             known = [own for own in present if own["mean"]["gain"] is not None and own["mean"].get(cost) is not None]
             marks = unbeaten([(own["mean"][cost]["value"], -own["mean"]["gain"]["value"]) for own in known])
             for own, mark in zip(known, marks, strict=True):
                 own["front"] += [name] if mark else []
-        results = [trial.result for row in rows for trial in row.trials if trial.result is not None]
         return {
             "name": self.recipe.name,
             "command": shlex.join(self.command),
@@ -296,7 +302,7 @@ class _Comparing:
             "base": self.recipe.base.model_dump(mode="json"),
             "compare": self.plan.model_dump(mode="json"),
             "roles": {role: _role(results[0], role) for role in ("gain", "keep")} if results else {},
-            "threads": self.threads,
+            "ways": [dict(way) for way in ways],
             "machine": machine(),
             "versions": versions(),
             "git": git_state(),
@@ -305,12 +311,14 @@ class _Comparing:
 
 
 def _trained(recipe: Recipe) -> list[tuple[str, FitSettings]]:
-    """Return the training stages with their place in the recipe."""
-    found = []
+    """Return what says how a stage trains, with its place in the recipe: the stage itself, or a setting of it."""
+    found: list[tuple[str, FitSettings]] = []
     for number, step in enumerate(recipe.stages):
-        stage: object = step.stage
-        if isinstance(stage, FitSettings):
-            found.append((f"stages[{number}].{step.stage.method_name}", stage))
+        stage, place = step.stage, f"stages[{number}].{step.stage.method_name}"
+        candidates: dict[str, object] = {place: stage}
+        for name, own in type(stage).model_fields.items():
+            candidates[f"{place}.{own.alias or name}"] = getattr(stage, name)
+        found += [(path, settings) for path, settings in candidates.items() if isinstance(settings, FitSettings)]
     return found
 
 

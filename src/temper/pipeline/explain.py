@@ -165,7 +165,7 @@ def _problem(error: ErrorDetails, classes: Classes, above: tuple[Step, ...], wri
         own = () if cause.key in path else tuple(cause.key.split("."))
         yield Problem((*path, *own), cause.value, cause.reason, cause.fix)
     elif kind == "value_error":
-        yield Problem(path, error["input"], f"does not fit: {context.get('error')}", _fix(field, inside))
+        yield Problem(path, error["input"], f"does not fit: {context.get('error')}", _fix(field))
     elif kind == "string_pattern_mismatch" and path and path[-1] == "name":
         yield Problem(
             path,
@@ -177,25 +177,26 @@ def _problem(error: ErrorDetails, classes: Classes, above: tuple[Step, ...], wri
     elif kind in ("too_short", "too_long"):
         limit = context.get("min_length", context.get("max_length"))
         reason = f"holds {context['actual_length']} items where at {'least' if kind == 'too_short' else 'most'} {limit}"
-        yield Problem(path, value, f"{reason} {'is' if limit == 1 else 'are'} needed", _fix(field, inside), False, True)
+        yield Problem(path, value, f"{reason} {'is' if limit == 1 else 'are'} needed", _fix(field), False, True)
     elif kind in KINDS:
-        yield Problem(path, error["input"], f"should be {KINDS[kind]}", _fix(field, inside))
+        yield Problem(path, error["input"], f"should be {KINDS[kind]}", _fix(field))
     else:
         message = error["msg"].partition(", unable to")[0]
         reason = f"should {message.removeprefix('Input should ')}" if message.startswith("Input") else f"({message})"
-        yield Problem(path, error["input"], reason, _fix(field, inside))
+        yield Problem(path, error["input"], reason, _fix(field))
 
 
 def _descend(
     written: object, location: Sequence[Step], above: tuple[Step, ...], is_missing: bool = False
 ) -> tuple[tuple[Step, ...], Any]:
     """Return the path of what the user wrote, and its value; steps that only validation took are left out."""
-    path, value = above, written
+    path = above
+    value: Any = written
     for index, step in enumerate(location):
         if (isinstance(value, Mapping) and step in value) or (
-            isinstance(value, Sequence) and not isinstance(value, str) and isinstance(step, int) and step < len(value)
+            isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
         ):
-            path, value = (*path, step), value[step]  # type: ignore[index]
+            path, value = (*path, step), value[step]
         elif is_missing and index == len(location) - 1:
             path, value = (*path, step), None
     return path, value
@@ -258,7 +259,7 @@ def _described(field: FieldInfo | None) -> str:
     return field.description or "" if field is not None else ""
 
 
-def _fix(field: FieldInfo | None, inside: Classes) -> str:
+def _fix(field: FieldInfo | None) -> str:
     if field is None:
         return "correct the value"
     meaning = f" ({field.description})" if field.description else ""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,25 +264,23 @@ def evaluate(
         print(report["suites"]["lab/copy"]["changes"]["base"]["difference"])
         ```
     """
-    if cache is None:
-        with tempfile.TemporaryDirectory(prefix="temper-") as folder:
-            return evaluate(model, suites, base=base, examples=examples, shots=shots, seed=seed, cache=folder, say=say)
     asked = validate(_Asked, {"suites": list(suites)})
     parsed: list[tuple[Suite, Role]] = [(with_defaults(suite, examples=examples), "gain") for suite in asked.suites]
-    base_reports = None
-    if base is not None:
-        base_reports = measure_model(base, parsed, Path(cache), seed=seed, say=say)["suites"]
-    return measure_model(
-        model,
-        parsed,
-        Path(cache),
-        seed=seed,
-        shots=shots,
-        base=base,
-        base_fingerprint="" if base is None else base.fingerprint,
-        base_reports=base_reports,
-        say=say,
-    )
+    with tempfile.TemporaryDirectory(prefix="temper-") if cache is None else nullcontext(cache) as place:
+        base_reports = None
+        if base is not None:
+            base_reports = measure_model(base, parsed, Path(place), seed=seed, say=say)["suites"]
+        return measure_model(
+            model,
+            parsed,
+            Path(place),
+            seed=seed,
+            shots=shots,
+            base=base,
+            base_fingerprint="" if base is None else base.fingerprint,
+            base_reports=base_reports,
+            say=say,
+        )
 
 
 class _Asked(Settings):

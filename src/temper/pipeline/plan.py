@@ -140,7 +140,8 @@ class _Planning:
         recipe, device = self.recipe, best_device()
         with torch.device("meta"):
             self.shape = outline_model(self.outline)
-        self.limit = self.memory or (None if self.place else _memory_of(device))
+        own = None if self.place else _memory_of(device)
+        self.limit = own if self.memory is None else self.memory
         self.done = self._done()
         self.prompts = self._prompt_lengths()
         prepared: dict[str, Data] = {}

@@ -20,6 +20,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,25 +78,23 @@ def run(
         model = result.model("adapt")
         ```
     """
-    if world is None:
-        with World.join() as joined:
-            return run(recipe, overrides, runs=runs, force=force, until=until, say=say, command=command, world=joined)
-    source = None if isinstance(recipe, Recipe) else str(recipe)
-    if command is None:
-        command = ["temper", "run", source, *overrides] if source is not None else ["temper.run(recipe)"]
-    if not isinstance(recipe, Recipe):
-        recipe = Recipe.load(recipe, overrides)
-    for name in [*force, *([until] if until is not None else [])]:
-        recipe.step(name)
-    folder = Path(runs) / recipe.name
-    if not world.is_main:
-        _follow(world)
+    with World.join() if world is None else nullcontext(world) as together:
+        source = None if isinstance(recipe, Recipe) else str(recipe)
+        if command is None:
+            command = ["temper", "run", source, *overrides] if source is not None else ["temper.run(recipe)"]
+        if not isinstance(recipe, Recipe):
+            recipe = Recipe.load(recipe, overrides)
+        for name in [*force, *([until] if until is not None else [])]:
+            recipe.step(name)
+        folder = Path(runs) / recipe.name
+        if not together.is_main:
+            _follow(together)
+            return Run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            Running(recipe, folder, source, command, say or _print, together).go(force, until)
+        together.broadcast(None)
         return Run(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        Running(recipe, folder, source, command, say or _print, world).go(force, until)
-    world.broadcast(None)
-    return Run(folder)
 
 
 def _follow(world: World) -> None:

@@ -144,7 +144,7 @@ class _Varied:
     @classmethod
     def of(cls, document: Document, key: str, values: Sequence[Any]) -> _Varied:
         paths = tuple(_paths(document.value, key))
-        annotation = _annotation(document.value, paths[0])
+        annotation = _annotation(paths[0])
         expanded = [list(_every(value, annotation, key)) for value in values]
         written = tuple(value for value, made in zip(values, expanded, strict=True) if made == [value])
         return cls(key, paths, tuple(itertools.chain(*expanded)), written)
@@ -170,7 +170,7 @@ def _paths(recipe: Mapping[str, Any], key: str) -> list[str]:
     return [key]
 
 
-def _annotation(recipe: Mapping[str, Any], path: str) -> Any:
+def _annotation(path: str) -> Any:
     """Return the type of the field that a path leads to, None where it is not known."""
     steps = [step for step in re.split(r"[.\[\]]", path) if step]
     if len(steps) < 4 or steps[0] != "stages":

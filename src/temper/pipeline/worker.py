@@ -28,6 +28,7 @@ import torch
 from temper.core.errors import DataError, GateError, ModelError, SettingError, StageError, TemperError, TrainingError
 from temper.core.files import write_json
 from temper.engine.distributed import World
+from temper.pipeline.machine import machine
 from temper.pipeline.recipe import Recipe
 from temper.pipeline.result import Run, StageResult
 from temper.pipeline.run import run
@@ -51,7 +52,14 @@ class Job:
     """the file that takes the outcome"""
     command: tuple[str, ...]
     """the command that repeats it"""
+    num_at_once: int
+    """runs that are made at the same time"""
     threads: int
+
+    @property
+    def way(self) -> dict[str, Any]:
+        """How it is made, on which its time depends."""
+        return {"jobs": self.num_at_once, "threads": self.threads, "processor": machine()["processor"].strip()}
 
 
 def run_jobs(jobs: Iterable[Job], num_at_once: int, tell: Callable[[Job, int | None], None]) -> None:
@@ -102,7 +110,7 @@ def work(job: Job) -> None:
         failure["is_refusal"] = isinstance(cause, SettingError)
         write_json(job.outcome, {"key": job.key, "failure": failure})
         return
-    write_json(job.outcome, {"key": job.key, "result": numbers(result)})
+    write_json(job.outcome, {"key": job.key, "result": {**numbers(result), "way": job.way}})
 
 
 def _end_with_parent() -> None:

@@ -123,15 +123,18 @@ class View:
     @property
     def notes(self) -> list[str]:
         """What a reader has to know of the numbers."""
-        record = self.record
-        runs = fmt.plural(record["compare"]["jobs"], "run")
-        threads = fmt.plural(record["threads"], "thread")
+        ways = [
+            f"{fmt.plural(way['jobs'], 'run')} at a time, each with {fmt.plural(way['threads'], 'thread')} on "
+            f"{way['processor']}"
+            for way in self.record["ways"]
+        ]
+        how = f"; {ways[0]}" if len(ways) == 1 else f", and does not compare: {'; '.join(ways)}" if ways else ""
         notes = [
             "± is half of the 95 % interval of the mean over seeds (Student's t); how sure a suite is for the "
             "examples that it holds is in each run's own report.",
             "Memory is the most that a run held above the loaded model; what the "
-            "libraries take for any first step is in it. Time is that of attaching and training, not of measuring; "
-            f"{runs} at a time, each with {threads} on {record['machine']['processor'].strip()}.",
+            "libraries take for any first step is in it. "
+            f"Time is that of attaching and training, not of measuring{how}.",
             f"{FRONT_MARK} nothing else has more gain at less loss (L), memory (M) or time (T), by the means alone.",
         ]
         if any(row.is_at_edge for row in self.rows):

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from temper.core.errors import DataError
 
@@ -348,10 +348,10 @@ def mapping(value: object) -> Mapping[str, Any]:
 
 def to_float(value: object) -> float | None:
     """Return a JSON number as float (NaN and infinities stay), None for anything else."""
-    return float(value) if _is_number(value) else None  # type: ignore[arg-type]
+    return float(value) if _is_number(value) else None
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -114,8 +114,14 @@ def place_names(
     placed: list[Box] = []
     for text, at in zip(texts, own, strict=True):
         size = BOLDER * text_width(text, FONT) + 2, FONT + 1
-        best = min(_candidates(at, size, frame), key=lambda found: found[0] + _covered(found[1], obstacles, placed))[1]
-        placed.append(best)
+
+        def cost(found: tuple[float, Box]) -> float:
+            return found[0] + _covered(found[1], obstacles, placed)
+
+        best = min(_candidates(at, size, frame), key=cost)
+        if any(_overlap(best[1], other) for other in placed):
+            best = min(_everywhere(at, size, frame), key=cost)
+        placed.append(best[1])
     return placed
 
 
@@ -135,6 +141,17 @@ def _candidates(at: tuple[float, float], size: tuple[float, float], frame: Box) 
     # Somewhere it has to be: at the frame's nearest edge.
     left, top = min(max(x, frame[0] + 2), frame[2] - width), min(max(y, frame[1]), frame[3] - height)
     yield 1e4, (left, top, left + width, top + height)
+
+
+def _everywhere(at: tuple[float, float], size: tuple[float, float], frame: Box) -> Iterator[tuple[float, Box]]:
+    """Yield boxes all over the frame, each with its distance from a point."""
+    width, height = size
+    across, down = int((frame[2] - frame[0] - width) / 8), int((frame[3] - frame[1] - height) / 4)
+    for row in range(down + 1):
+        for column in range(across + 1):
+            left, top = frame[0] + 8 * column, frame[1] + 4 * row
+            box = (left, top, left + width, top + height)
+            yield math.dist(at, (left + width / 2, top + height / 2)), box
 
 
 def _covered(box: Box, obstacles: Sequence[Box], placed: Sequence[Box]) -> float:

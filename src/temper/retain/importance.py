@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from temper.core.errors import SettingError
 from temper.core.schedule import Moment
 from temper.data.example import Example
 from temper.data.pack import Batch, pack
-from temper.data.source import Source
+from temper.data.source import OneOrMore
 from temper.models.model import Model
 from temper.retain.base import Retain
 from temper.retain.l2_start import Anchor
@@ -34,6 +35,9 @@ class Consolidation(Anchor):
         module = self.model.module
         was_training = module.training
         module.eval()
+        resting = [weight for weight in self.weights if not weight.requires_grad]
+        for weight in resting:
+            weight.requires_grad_(True)
         sums = [torch.zeros_like(weight) for weight in self.weights]
         sequences = [sequence for example in self.examples for sequence in example.sequences]
         for sequence in sequences:
@@ -43,6 +47,8 @@ class Consolidation(Anchor):
             for total, slope in zip(sums, torch.autograd.grad(said, self.weights, allow_unused=True), strict=True):
                 if slope is not None:
                     total += self.method.importance(slope)
+        for weight in resting:
+            weight.requires_grad_(False)
         module.train(was_training)
         return [total / len(sequences) for total in sums]
 
@@ -57,30 +63,26 @@ class Consolidation(Anchor):
 class HeldByImportance(Retain):
     """A method that adds factor / 2 * sum_i importance_i (theta_i - theta*_i)^2 to the objective."""
 
-    of: tuple[Source, ...] = Field(
+    of: OneOrMore = Field(
         (), description="the earlier data: a source, or a list of them; the stage's own where none is named"
     )
     examples: PositiveInt = Field(256, description="rows from which it is measured what matters, at most")
 
-    @field_validator("of", mode="before")
-    @classmethod
-    def _one_or_many(cls, written: object) -> object:
-        return written if isinstance(written, list | tuple) else [written]
-
     @property
+    @abstractmethod
     def factor(self) -> float:
         """How strongly numbers are held, per unit of half the squared distance and importance."""
-        raise NotImplementedError
 
+    @abstractmethod
     def said(self, model: Model, batch: Batch) -> Tensor:
         """Return what the model says of one sequence as a scalar, whose slope tells what matters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def importance(self, slope: Tensor) -> Tensor:
         """Return what one sequence's slope adds to the importance of each number."""
-        raise NotImplementedError
 
     def build(self, model: Model, setup: Setup) -> Consolidation:
+        setup.refuse_moves("retain", self.method_name)
         examples = setup.examples(self.of, self.examples)
         if not examples:
             key = f"retain.{self.method_name}.of"

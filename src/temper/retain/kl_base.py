@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from temper.core.errors import SettingError, TrainingError
 from temper.core.schedule import Moment
 from temper.data.example import Example
 from temper.data.pack import Batch, pack
-from temper.data.source import Source
+from temper.data.source import OneOrMore
 from temper.models.model import Model
 from temper.retain.base import Retain, Retention
 from temper.signals.divergence import compare, kl
@@ -76,7 +76,7 @@ class KLToBase(Retain, name="kl_base"):
     from samples. On the training batch it costs a second forward and backward pass of the model.
     """
 
-    of: tuple[Source, ...] = Field(
+    of: OneOrMore = Field(
         (), description="the data on which the model stays: a source, or a list; the training batch where none is named"
     )
     strength: float = Field(0.1, ge=0, description="lambda: how strongly, per nat per token")
@@ -85,11 +85,6 @@ class KLToBase(Retain, name="kl_base"):
     reference: str = Field(
         START, description="p_0: start (the model as it was before this stage), base, or an earlier stage"
     )
-
-    @field_validator("of", mode="before")
-    @classmethod
-    def _one_or_many(cls, written: object) -> object:
-        return written if isinstance(written, list | tuple) else [written]
 
     def models(self) -> Sequence[str]:
         return (self.reference,)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from temper.data.source import Source
+from temper.data.source import OneOrMore
 from temper.retain.base import Retain, Share
 
 
@@ -23,13 +23,8 @@ class Replay(Retain, name="replay"):
     works_on_pieces: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"of": {"lab": {"skill": "shift", "num": 16}}}
 
-    of: tuple[Source, ...] = Field(description="the earlier data: a source, or a list of them", min_length=1)
+    of: OneOrMore = Field(description="the earlier data: a source, or a list of them", min_length=1)
     share: float = Field(0.1, gt=0, lt=1, description="part of every batch, in examples or tokens as batches are cut")
-
-    @field_validator("of", mode="before")
-    @classmethod
-    def _one_or_many(cls, written: object) -> object:
-        return written if isinstance(written, list | tuple) else [written]
 
     def shares(self) -> Sequence[Share]:
         return [Share(self.of, self.share)]

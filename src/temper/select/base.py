@@ -8,6 +8,7 @@ Legend: E rows (examples).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ class Selector(Method, axis="select", packages=("temper.select",)):
         """Return further stages that it reads."""
         return ()
 
+    @abstractmethod
     def select(self, pool: Pool) -> Selection:
         """Choose.
 
@@ -79,7 +81,6 @@ class Selector(Method, axis="select", packages=("temper.select",)):
             SettingError: a setting that does not fit the pool.
             DataError: a row that cannot be scored.
         """
-        raise NotImplementedError
 
 
 def best(score_E: NDArray[np.floating], share: float) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ Legend: T packed tokens, I input features, C components, D tokens of one documen
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,15 +37,15 @@ MOST_PASSES = 100
 """passes over the rows after which a statistic that still asks for more is an error"""
 
 
-class Statistic:
+class Statistic(ABC):
     """An accumulator of one module's inputs."""
 
     is_settled: bool = False
     """True: further inputs would change nothing that matters, and are not shown to it"""
 
+    @abstractmethod
     def update(self, x_TI: Tensor, lengths: Sequence[int]) -> None:
         """Take in the inputs of one packed batch, float32."""
-        raise NotImplementedError
 
 
 @dataclass

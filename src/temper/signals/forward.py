@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from temper.data.pack import Batch
 from temper.models.attention import PackedLayout, packed_inputs
+from temper.models.autograd import apply
 from temper.models.model import Fusion, Model
 from temper.models.prompt import embed_behind_prompts
 from temper.signals.head import CHUNK_VALUES, Logprobs, SummedLogprobs
@@ -42,7 +43,8 @@ def hidden_states(model: Model, batch: Batch, is_causal: bool = True) -> Tensor:
     backbone, device = model.module.get_submodule(model.anatomy.backbone), batch.tokens_T.device
     if not model.prompt_length:
         layout = PackedLayout.of(batch.lengths, device, is_causal)
-        return backbone(**packed_inputs(batch.tokens_T, batch.positions_T, layout)).last_hidden_state[0]  # type: ignore[no-any-return]
+        hidden_TD: Tensor = backbone(**packed_inputs(batch.tokens_T, batch.positions_T, layout)).last_hidden_state[0]
+        return hidden_TD
     run = embed_behind_prompts(model, batch.tokens_T, batch.lengths)
     layout = PackedLayout.of(run.lengths, device, is_causal)
     hidden_SD: Tensor = backbone(**packed_inputs(run.embedded_SD, run.positions_S, layout)).last_hidden_state[0]
@@ -72,7 +74,8 @@ def project(
         return hidden_ND.sum(1) * 0.0
     if reduce is logprob and _is_plain(model, head):
         how = _how(model, hidden_ND, head, max_chunk_values)
-        return Logprobs.apply(hidden_ND, head.weight, targets_N, *how)  # type: ignore[no-any-return, no-untyped-call]
+        logprobs_N: Tensor = apply(Logprobs, hidden_ND, head.weight, targets_N, *how)
+        return logprobs_N
     per_chunk = max(1, (max_chunk_values or MAX_CHUNK_VALUES) // head.weight.shape[0])
     parts = []
     for hidden_CD, targets_C in zip(hidden_ND.split(per_chunk), targets_N.split(per_chunk), strict=True):
@@ -167,7 +170,8 @@ def summed_logprobs(model: Model, batch: Batch, counts_N: Tensor) -> tuple[Tenso
         return (logprobs_N * counts_N).sum(), logprobs_N.detach()
     hidden_ND = hidden_states(model, batch).index_select(0, batch.supervised_N)
     how = _how(model, hidden_ND, head)
-    return SummedLogprobs.apply(hidden_ND, head.weight, batch.targets_N, counts_N, *how)  # type: ignore[no-any-return, no-untyped-call]
+    found: tuple[Tensor, Tensor] = apply(SummedLogprobs, hidden_ND, head.weight, batch.targets_N, counts_N, *how)
+    return found
 
 
 def document_sums(values_N: Tensor, batch: Batch) -> Tensor:

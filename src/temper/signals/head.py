@@ -111,8 +111,12 @@ class Logprobs(torch.autograd.Function):
         grad_VD = torch.zeros_like(weight_VD) if wants_weight else None
         for number, part in enumerate(_parts(len(targets_N), ctx.chunk)):
             logits_CV = kept[number] if kept else scaled_ND[part] @ cast_VD.t()
-            slope_CV = torch.softmax(logits_CV, 1)
-            slope_CV.scatter_add_(1, targets_N[part, None], slope_CV.new_full((len(slope_CV), 1), -1.0))
+            slope_CV = torch.empty_like(logits_CV)
+            for few in _parts(len(logits_CV), _rows(logits_CV)):
+                # Rounded once p - 1 is known: in bf16, 1 - p of a token that is nearly certain would be lost.
+                probs_CV = torch.softmax(logits_CV[few].float(), 1)
+                targets_C1 = targets_N[part][few, None]
+                slope_CV[few] = probs_CV.scatter_add_(1, targets_C1, probs_CV.new_full((len(probs_CV), 1), -1.0))
             # The incoming gradient goes to the smaller side of both products.
             if grad_ND is not None:
                 grad_ND[part] = (slope_CV @ cast_VD) * -grad_N[part, None]

@@ -12,7 +12,8 @@ Legend: T packed tokens, N supervised tokens, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -29,14 +30,14 @@ START = "start"
 """the name under which a method's settings ask for the model as it was before the stage"""
 
 
-class Reference(Live):
+class Reference(Live, ABC):
     """A model that is asked and never trained."""
 
     model: Model
 
+    @abstractmethod
     def asked(self) -> AbstractContextManager[Model]:
         """Return the context inside which the model computes as the reference."""
-        raise NotImplementedError
 
     def token_logprobs(self, batch: Batch) -> Tensor:
         """Return the log-probability in nats of each supervised token, (N,), float32."""
@@ -66,11 +67,17 @@ class Past(Reference):
 
     Args:
         model: the model.
-        trained: what trains of it; nothing else may change.
+        trained: what may ever train of it.
+        aside: the context in which whatever else has changed of it since is put aside.
     """
 
-    def __init__(self, model: Model, trained: Sequence[tuple[str, nn.Parameter]]) -> None:
-        self.model, self.trained = model, trained
+    def __init__(
+        self,
+        model: Model,
+        trained: Sequence[tuple[str, nn.Parameter]],
+        aside: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.model, self.trained, self.aside = model, trained, aside
         # A prompt that trains was not there before: its past has no vectors.
         prompts = {id(prompt) for prompt in model.prompts}
         self.values = [
@@ -78,7 +85,7 @@ class Past(Reference):
         ]
 
     def refresh(self) -> None:
-        """Take what the model is now."""
+        """Take what the model is now: of a tuner that moves no numbers, these are all that there is."""
         self.values = [parameter.detach().clone() for _, parameter in self.trained]
 
     @contextmanager
@@ -90,7 +97,7 @@ class Past(Reference):
         for value, (_, parameter) in zip(self.values, self.trained, strict=True):
             parameter.data = value
         try:
-            with torch.no_grad(), _uncached_autocast(self.model):
+            with torch.no_grad(), self.aside(), _uncached_autocast(self.model):
                 yield self.model
         finally:
             for value, (_, parameter) in zip(now, self.trained, strict=True):
@@ -113,7 +120,10 @@ def _uncached_autocast(model: Model) -> AbstractContextManager[object]:
 
 
 def check_same_vocabulary(model: Model, other: Model, key: str, name: str) -> None:
-    """Raise SettingError where two models do not read and write the same tokens."""
+    """Raise SettingError where two models do not read and write the same tokens, or the other is several."""
+    if other.fusion is not None:
+        reason = "is a combination of models, which has no hidden states of its own to compare with"
+        raise SettingError(key, name, reason, "name one of the models that it is made of")
     ours, theirs = model.tokenizer.get_vocab(), other.tokenizer.get_vocab()
     heads = [each.module.get_submodule(each.anatomy.head).weight.shape[0] for each in (model, other)]
     if ours == theirs and heads[0] == heads[1]:

@@ -78,7 +78,12 @@ class Scores:
             assert len(values) == len(self.rows)
             with whole_folder(folder) as partial:
                 np.save(partial / "values.npy", values)
-        return np.load(folder / "values.npy", mmap_mode="r")  # type: ignore[no-any-return]
+        file = folder / "values.npy"
+        try:
+            kept: NDArray[np.floating] = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(file, None, f"is damaged ({error})", "remove its folder, and it is made again") from error
+        return kept
 
     def encoded(
         self, model: Model, shown: Callable[[Row], Row] | None = None

@@ -44,7 +44,11 @@ class Setup:
     """What surrounds a method while it works on one model."""
 
     trained: Sequence[tuple[str, nn.Parameter]] = ()
-    """the tuner's trainable numbers, by name"""
+    """the tuner's numbers, by name: all that may ever train, whether or not they train now"""
+    at_start: Callable[[], AbstractContextManager[object]] = nullcontext
+    """the context in which, with these numbers as they began, the model is what it was before the stage"""
+    moves_numbers: bool = False
+    """whether numbers come to stand for other places of the model while they train"""
     seed: int = 0
     load: Callable[[str], Model] = load_outside
     """gives the model of an earlier stage, `base`, or one from elsewhere (`is_outside`): frozen, on the device, in the
@@ -62,4 +66,15 @@ class Setup:
             model: the one that trains.
             name: `start` for what it was before the stage, else as `load` takes it.
         """
-        return Past(model, self.trained) if name == START else Frozen(self.load(name))
+        return Past(model, self.trained, self.at_start) if name == START else Frozen(self.load(name))
+
+    def refuse_moves(self, key: str, method: str) -> None:
+        """Raise SettingError where numbers that a method remembers would stand for other places later on.
+
+        Args:
+            key: where the method is written.
+            method: its name.
+        """
+        if self.moves_numbers:
+            reason = "remembers numbers by their places, and this stage's tuner moves them while it trains"
+            raise SettingError(key, method, reason, "take a tuner whose numbers stay, such as lora or full")

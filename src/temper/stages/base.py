@@ -6,6 +6,7 @@ pipeline names that folder by a hash, measures the model that comes out, and nev
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,9 +113,9 @@ class Stage(Method, axis="stage", packages=("temper.stages",)):
         """
         return self.produces != "model" or (folder / "delta").is_dir() or (folder / "model").is_dir()
 
+    @abstractmethod
     def run(self, context: Context, previous: str) -> Outcome:
         """Do the work; called again after a kill, with what the first call left in `context.folder`."""
-        raise NotImplementedError
 
 
 def head_of(folder: Path | None) -> Path | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +32,7 @@ from temper.models.model import Model
 from temper.stages.base import Context, Outcome, Stage
 from temper.stages.making import open_rows
 from temper.stages.synthesize import make, write_rows
-from temper.stages.train import train_into
+from temper.stages.train import sources_of, train_into
 from temper.synthesize.base import Synthesizer
 
 REPORT = "round.json"
@@ -60,14 +60,19 @@ class Rounds(Stage, name="rounds"):
     seed: int | None = Field(None, ge=0, lt=2**63, description="of this stage; the recipe's where not given")
 
     def models(self, previous: str) -> Sequence[str]:
-        return (self.from_stage or previous,)
+        return tuple(dict.fromkeys((self.starts_from(previous), *self.train.asked_models)))
+
+    def starts_from(self, previous: str) -> str:
+        return self.from_stage or previous
+
+    def prompt_length(self, lengths: Mapping[str, int], previous: str) -> int:
+        return super().prompt_length(lengths, previous) + self.train.tune.prompt_length
 
     def sources(self) -> Sequence[Source]:
-        replayed = [source for share in self.train.shares for source in share.sources]
-        return (*self.data, *replayed)
+        return (*self.data, *sources_of(self.train))
 
     def run(self, context: Context, previous: str) -> Outcome:
-        (start,) = self.models(previous)
+        start = self.starts_from(previous)
         _, seeds = open_rows(context, self.data, self.method, "rounds")
         seed = context.seed if self.seed is None else self.seed
         running = _Running(self, context, start, seed)

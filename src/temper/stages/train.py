@@ -66,9 +66,7 @@ class Train(Stage, FitSettings, name="train"):
         return super().prompt_length(lengths, previous) + self.tune.prompt_length
 
     def sources(self) -> Sequence[Source]:
-        replayed = [source for share in self.shares for source in share.sources]
-        measured_on = [method for method in methods_in(self.tune) if isinstance(method, Source)]
-        return (*self.data, *replayed, *measured_on)
+        return (*self.data, *sources_of(self))
 
     def run(self, context: Context, previous: str) -> Outcome:
         parts = [context.open(source) for source in self.data]
@@ -93,6 +91,12 @@ class Train(Stage, FitSettings, name="train"):
             fix = "name a stage whose `tune` is soft_prompt, or train `from` this stage"
             raise SettingError("train.with", stage, f"{what}, and only a soft prompt can be taken off again", fix)
         return delta.vectors_PD
+
+
+def sources_of(settings: FitSettings) -> list[Source]:
+    """Return the data that the methods of a training read besides its own: what is replayed, held to, or looked at."""
+    methods = [settings.tune, settings.objective, *settings.retain]
+    return [inside for method in methods for inside in methods_in(method) if isinstance(inside, Source)]
 
 
 def train_into(

@@ -7,6 +7,7 @@ self-improvement is one file that says what a round makes of the model so far.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -98,6 +99,7 @@ class Synthesizer(Method, axis="synthesize", packages=("temper.synthesize",)):
         trained = " that was trained on the seed rows" if cls.trains_first else ""
         return (*super().needs(), f"a model{trained} to ask")
 
+    @abstractmethod
     def make(self, round: Round) -> Made:
         """Make rows.
 
@@ -105,7 +107,6 @@ class Synthesizer(Method, axis="synthesize", packages=("temper.synthesize",)):
             SettingError: a setting that does not fit the rows.
             DataError: a row that cannot be used.
         """
-        raise NotImplementedError
 
 
 def answered(question: Question, answer: str, how: str) -> Row:

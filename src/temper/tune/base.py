@@ -6,7 +6,9 @@ whatever `parameters()` yields and never asks which tuner it was.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,15 +23,27 @@ from temper.models.model import Model
 from temper.signals.calibration import Calibration
 
 
-class Tuning(Live):
+class Tuning(Live, ABC):
     """A tuner at work on one model. Attaching changes no output, attached but untrained = base, where the tuner
     `starts_at_base`."""
 
     model: Model
+    moves_numbers: ClassVar[bool] = False
+    """The numbers of a parameter come to stand for other places of the model while it trains. What remembers numbers by
+    their places (an importance of each, a past that is taken anew) cannot be used with it."""
 
+    @abstractmethod
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trainable numbers by a name that is stable across runs; all are float32 (master) weights."""
-        raise NotImplementedError
+
+    def movable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield every number that may ever train, by name, whether or not it trains now."""
+        return self.parameters()
+
+    def at_start(self) -> AbstractContextManager[object]:
+        """Return the context in which the model computes as it did when this was attached, where what is `movable` has
+        its first values: whatever else has changed is put aside for as long."""
+        return nullcontext()
 
     def take_change(self) -> Mapping[str, Tensor] | None:
         """Tell whether another set of numbers trains since the last call; asked after every `before_step`.
@@ -73,17 +87,17 @@ class Tuning(Live):
         """Return a scalar added to every step's objective, or None."""
         return None
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the result into a stage's folder: `delta/` (a change to the base) or `model/` (whole weights)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def merge(self) -> None:
         """Fold the change into the model's own weights and detach; the model then equals the attached one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def detach(self) -> None:
         """Take the tuner off. Where it left the base's weights alone, the base is back bit for bit."""
-        raise NotImplementedError
 
 
 class Tune(Method, axis="tune", packages=("temper.tune",)):
@@ -112,6 +126,7 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
         """Declare what is to be measured on rows before attaching; None where nothing is."""
         return None
 
+    @abstractmethod
     def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> Tuning:
         """Freeze what does not move, make what does, and return it.
 
@@ -121,7 +136,6 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
         Raises:
             SettingError: a setting that does not fit this model.
         """
-        raise NotImplementedError
 
 
 def filled(calibration: Calibration | None, key: str, value: object) -> Calibration:

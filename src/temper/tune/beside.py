@@ -8,6 +8,7 @@ Legend: T tokens, I input features, O output features.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,30 +24,30 @@ from temper.models.model import Model
 from temper.tune.base import Tuning
 
 
-class Update:
+class Update(ABC):
     """What is added to one part."""
 
     part: Part
 
+    @abstractmethod
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the numbers that train, by short name."""
-        raise NotImplementedError
 
-    def output(self, x_TI: Tensor, is_training: bool) -> Tensor:
-        """Return what is added to the part's output, (T, O)."""
-        raise NotImplementedError
-
-    def added(self, x_TI: Tensor, frozen: Callable[[], Tensor], is_training: bool) -> Tensor:
-        """Return what is added to the part's output, (T, O), where that follows from the output, too.
+    @abstractmethod
+    def output(self, x_TI: Tensor, frozen: Callable[[], Tensor], is_training: bool) -> Tensor:
+        """Return what is added to the part's output, (T, O).
 
         Args:
             frozen: gives what the part itself says of the inputs, bias included, (T, O).
         """
-        return self.output(x_TI, is_training)
 
+
+class MatrixUpdate(Update):
+    """An update that a matrix stands for: f(x) = (Delta W) x."""
+
+    @abstractmethod
     def matrix(self) -> Tensor:
         """Return what would be added to the part's matrix, float32 (O, I)."""
-        raise NotImplementedError
 
 
 class BesideTuning(Tuning):
@@ -80,7 +81,7 @@ class BesideTuning(Tuning):
         if not torch.is_autocast_enabled(x_TI.device.type):  # which would cast it back
             x_TI = x_TI.float()
         for update, rows_O in members:
-            added_TO = update.added(x_TI, partial(_of_rows, out, rows_O), module.training).to(out.dtype)
+            added_TO = update.output(x_TI, partial(_of_rows, out, rows_O), module.training).to(out.dtype)
             out = out + added_TO if rows_O is None else out.index_add(-1, rows_O, added_TO)
         return out
 
@@ -89,10 +90,30 @@ class BesideTuning(Tuning):
             for name, parameter in update.parameters():
                 yield f"{update.part.path}.{update.part.name}.{name}", parameter
 
+    @abstractmethod
+    def delta(self) -> Delta:
+        """Return the change so far, as a copy."""
+
+    def save(self, folder: Path) -> None:
+        self.delta().save(folder / "delta")
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class FoldingTuning(BesideTuning):
+    """Updates that fold into the matrices that they stand beside."""
+
+    def __init__(self, model: Model, updates: Sequence[MatrixUpdate], method: dict[str, Any]) -> None:
+        super().__init__(model, updates, method)
+        self.matrices = list(updates)
+
     def delta(self) -> Delta:
         """Return the change so far, as a copy: whole matrices, where nothing smaller says it."""
         changes: dict[str, Tensor] = {}
-        for update in self.updates:
+        for update in self.matrices:
             part = update.part
             weight: Tensor = self.model.module.get_submodule(part.path).weight
             change = changes.setdefault(f"{part.path}.weight", torch.zeros(weight.shape))
@@ -102,18 +123,10 @@ class BesideTuning(Tuning):
                 whole_OI[start:stop] = piece
         return DenseDelta(changes, self.provenance)
 
-    def save(self, folder: Path) -> None:
-        self.delta().save(folder / "delta")
-
     def merge(self) -> None:
-        for update in self.updates:
+        for update in self.matrices:
             add_to_part(self.model.module, update.part, update.matrix())
         self.detach()
-
-    def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
 
 
 def _of_rows(out: Tensor, rows_O: Tensor | None) -> Tensor:

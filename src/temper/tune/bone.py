@@ -6,7 +6,7 @@ Legend: T tokens, I input features, O output features, R block size, M = I / R a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -21,11 +21,11 @@ from temper.models.anatomy import Part, part_weight
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
 from temper.tune.base import Tune
-from temper.tune.beside import BesideTuning, Update
+from temper.tune.beside import FoldingTuning, MatrixUpdate
 from temper.tune.targets import DESCRIPTION, EVERY_PART, select_parts
 
 
-class RowUpdate(Update):
+class RowUpdate(MatrixUpdate):
     """Delta W = [b^T b^T ...]: a low-rank update whose A is a row of identities."""
 
     def __init__(self, part: Part, size: int, device: torch.device) -> None:
@@ -35,7 +35,7 @@ class RowUpdate(Update):
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield "bone", self.block_RO
 
-    def output(self, x_TI: Tensor, is_training: bool) -> Tensor:
+    def output(self, x_TI: Tensor, frozen: Callable[[], Tensor], is_training: bool) -> Tensor:
         padded = F.pad(x_TI, (0, -x_TI.shape[-1] % self.size))
         grouped = padded.reshape(*padded.shape[:-1], -1, self.size).sum(-2)
         return grouped @ self.block_RO.to(padded.dtype)
@@ -51,7 +51,7 @@ class RowUpdate(Update):
         return factors.b_OR @ factors.a_RI
 
 
-class GuidedUpdate(Update):
+class GuidedUpdate(MatrixUpdate):
     """Delta W = W b + b, block by block: W's own blocks guide the update."""
 
     def __init__(self, part: Part, size: int, module: nn.Module) -> None:
@@ -62,7 +62,7 @@ class GuidedUpdate(Update):
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield "bone", self.block_NRR
 
-    def output(self, x_TI: Tensor, is_training: bool) -> Tensor:
+    def output(self, x_TI: Tensor, frozen: Callable[[], Tensor], is_training: bool) -> Tensor:
         return F.linear(x_TI, self._change().to(x_TI.dtype))
 
     def _change(self) -> Tensor:
@@ -77,11 +77,11 @@ class GuidedUpdate(Update):
         return self._change().detach()
 
 
-class BoneTuning(BesideTuning):
+class BoneTuning(FoldingTuning):
     """Blocks at work on one model."""
 
     def delta(self) -> Delta:
-        rows = [update for update in self.updates if isinstance(update, RowUpdate)]
+        rows = [update for update in self.matrices if isinstance(update, RowUpdate)]
         if not rows:
             return super().delta()
         factors: dict[str, list[Factors]] = {}
@@ -117,7 +117,7 @@ class Bone(Tune, name="bone"):
         updates = [self._update(model, part) for part in parts]
         return BoneTuning(model, updates, self.written())
 
-    def _update(self, model: Model, part: Part) -> Update:
+    def _update(self, model: Model, part: Part) -> MatrixUpdate:
         sides = {"in": part.in_features, "out": part.out_features}
         if self.form == "row" and self.block > part.in_features:
             raise self._misfit(part, f"exceeds the {part.in_features} inputs", f"try {part.in_features} or less")

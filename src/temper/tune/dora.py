@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from temper.models.anatomy import part_bias, part_weight
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
-from temper.tune.beside import BesideTuning, Update
+from temper.tune.beside import FoldingTuning, MatrixUpdate
 from temper.tune.init.base import Start, Wanted
 from temper.tune.low_rank import LowRankTune
 
 
-class DirectionUpdate(Update):
+class DirectionUpdate(MatrixUpdate):
     """One part's lengths, and the low-rank update of its directions."""
 
     def __init__(self, module: nn.Module, wanted: Wanted, start: Start, dropout: float) -> None:
@@ -34,7 +34,7 @@ class DirectionUpdate(Update):
         yield "lora_B", self.b_OR
         yield "magnitude", self.magnitude_O
 
-    def added(self, x_TI: Tensor, frozen: Callable[[], Tensor], is_training: bool) -> Tensor:
+    def output(self, x_TI: Tensor, frozen: Callable[[], Tensor], is_training: bool) -> Tensor:
         ratio_O = self.magnitude_O / self._norms()
         if is_training and self.dropout:
             # As PEFT does: what is dropped is missing from the frozen part's own output, too.
@@ -74,7 +74,7 @@ class DirectionUpdate(Update):
             return norm_O.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-class DoRATuning(BesideTuning):
+class DoRATuning(FoldingTuning):
     """Directions and lengths at work on one model."""
 
     def hold_in(self, dtype: torch.dtype) -> None:

@@ -11,6 +11,7 @@ Legend: K active entries, L entries laid down, T tokens, I input features, O out
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Entries:
 
     def __init__(self, module: nn.Module, part: Part, index_K: Tensor) -> None:
         self.part, self.module = part, module
-        self.weight: nn.Parameter = module.get_submodule(part.path).weight  # type: ignore[assignment]
+        self.weight = module.get_submodule(part.path).get_parameter("weight")
         device = self.weight.device
         self.rows_O = torch.cat([torch.arange(*run) for run in part.runs]).to(device)
         self.index_K = index_K.to(device).sort().values
@@ -75,7 +76,15 @@ class Entries:
     def take_out(self) -> None:
         """Give the weight back what the base had, bit for bit."""
         self._put(self.index_K, self.base_K)
+        self.put_aside()
+
+    def put_aside(self) -> None:
+        """Give the base back where a change stays though it trains no more; `lay_out` puts it there again."""
         self._put(self.laid_index_L, self.laid_base_L)
+
+    def lay_out(self) -> None:
+        """Put to work what trains no more."""
+        self._put(self.laid_index_L, self.laid_base_L.float() + self.laid_delta_L)
 
     def gradient(self, grad_TO: Tensor, x_TI: Tensor) -> Tensor:
         """Return the active entries' gradient."""
@@ -139,7 +148,7 @@ class Entries:
         self.laid_delta_L = numbers["laid_delta"].to(device)
         self.base_K, self.laid_base_L = self._read(self.index_K), self._read(self.laid_index_L)
         self.delta_K.copy_(numbers["delta"])
-        self._put(self.laid_index_L, self.laid_base_L.float() + self.laid_delta_L)
+        self.lay_out()
         self.write()
 
 
@@ -181,6 +190,16 @@ class EntriesTuning(Tuning):
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for each in self.entries:
             yield f"{each.name}.delta", each.delta_K
+
+    @contextmanager
+    def at_start(self) -> Iterator[None]:
+        for each in self.entries:
+            each.put_aside()
+        try:
+            yield
+        finally:
+            for each in self.entries:
+                each.lay_out()
 
     def take_change(self) -> Mapping[str, Tensor] | None:
         moved = {f"{each.name}.delta": each.origin_K for each in self.entries if each.origin_K is not None}

@@ -25,6 +25,8 @@ SEED, POWER_ITERATIONS = 0, 4
 class LIFTTuning(EntriesTuning):
     """Principal entries at work, found anew every few steps."""
 
+    moves_numbers: ClassVar[bool] = True
+
     def __init__(self, model: Model, settings: LIFT, entries: list[Entries]) -> None:
         super().__init__(model, entries, settings.written())
         self.settings = settings

@@ -44,7 +44,7 @@ class ExpertsUpdate(Update):
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.experts.named_parameters()
 
-    def output(self, x_TI: Tensor, is_training: bool) -> Tensor:
+    def output(self, x_TI: Tensor, frozen: Callable[[], Tensor], is_training: bool) -> Tensor:
         gate_TN = self.experts.route(x_TI)
         if self.seen is not None and is_training and torch.is_grad_enabled() == self.has_gradient:
             self.seen.append(gate_TN.flatten(0, -2))

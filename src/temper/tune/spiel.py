@@ -91,6 +91,8 @@ class GrowingEntries(Entries):
 class SpIELTuning(EntriesTuning):
     """Growing entries at work."""
 
+    moves_numbers: ClassVar[bool] = True
+
     def __init__(self, model: Model, settings: SpIEL, entries: list[GrowingEntries]) -> None:
         super().__init__(model, entries, settings.written())
         self.settings, self.growing = settings, entries

@@ -35,7 +35,7 @@ class SubsetTuning(Tuning):
         check_saveable(model.module)  # before it trains, and not after
         self.model = model
         self.stored = {name: parameter.dtype for name, parameter in self.named.items()}
-        self.movable = [name for name in self.named if name in set(active if movable is None else movable)]
+        self.movable_names = [name for name in self.named if name in set(active if movable is None else movable)]
         self.active: list[str] = []
         self._has_changed = False
         for parameter in self.named.values():
@@ -51,8 +51,8 @@ class SubsetTuning(Tuning):
     def activate(self, names: Collection[str]) -> None:
         """Train these parameters from now on, and no others."""
         chosen = set(names)
-        assert chosen <= set(self.movable), sorted(chosen - set(self.movable))
-        active = [name for name in self.movable if name in chosen]
+        assert chosen <= set(self.movable_names), sorted(chosen - set(self.movable_names))
+        active = [name for name in self.movable_names if name in chosen]
         self._has_changed = self._has_changed or active != self.active
         self.active = active
         for name, parameter in self.named.items():
@@ -65,13 +65,17 @@ class SubsetTuning(Tuning):
         named = self.named
         yield from ((name, named[name]) for name in self.active)
 
+    def movable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        named = self.named
+        yield from ((name, named[name]) for name in self.movable_names)
+
     def take_change(self) -> Mapping[str, Tensor] | None:
         has_changed, self._has_changed = self._has_changed, False
         return {} if has_changed else None
 
     def numbers(self) -> dict[str, Tensor]:
         named = self.named
-        return {name: named[name].detach() for name in self.movable}
+        return {name: named[name].detach() for name in self.movable_names}
 
     def state_dict(self) -> dict[str, Any]:
         return {"active": self.active}

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from temper.models.autograd import apply
+
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """Takes the gradient of the outputs (T, O) and the inputs (T, I), returns the parameter's, float32."""
 
@@ -44,4 +46,5 @@ def tap(out: Tensor, x_TI: Tensor, parameter: nn.Parameter, gradient: Gradient) 
     kind = out.device.type
     # Saved in the type that the product is computed in, which is half the memory where that is bf16.
     kept_TI = x_TI.detach().to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_TI.detach()
-    return _Tap.apply(out, kept_TI, parameter, gradient)  # type: ignore[no-any-return, no-untyped-call]
+    tapped: Tensor = apply(_Tap, out, kept_TI, parameter, gradient)
+    return tapped

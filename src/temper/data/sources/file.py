@@ -31,6 +31,11 @@ class FileSource(Reading, Source, name="file"):
     def _one_or_many(cls, written: object) -> object:
         return [str(written)] if isinstance(written, str | Path) else written
 
+    @classmethod
+    def shorthand(cls, rest: str) -> dict[str, object]:
+        # A folder may be called as this source is.
+        return {"path": f"{cls.method_name}/{rest}"}
+
     @property
     def label(self) -> str:
         names = [Path(path).name or path for path in self.path]

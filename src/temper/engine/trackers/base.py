@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
 from temper.core.methods import Method
 
 
-class Tracking:
+class Tracking(ABC):
     """A tracker at work on one stage."""
 
+    @abstractmethod
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take a step's numbers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Write what is left."""
 
@@ -22,10 +24,10 @@ class Tracking:
 class Tracker(Method, axis="tracker", packages=("temper.engine.trackers",)):
     """Where are the numbers shown?"""
 
+    @abstractmethod
     def open(self, stage: str, folder: Path) -> Tracking:
         """Begin to track a stage; `folder` is the stage's own.
 
         Raises:
             MissingExtra: the tracker's package is not installed.
         """
-        raise NotImplementedError

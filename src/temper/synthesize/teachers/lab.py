@@ -26,11 +26,13 @@ class LabTeacher(Teacher, name="lab"):
             raise SettingError("teacher", "lab", reason, f"teach rows of the lab; {nearest(str(task), known)}")
         skill = Skill.parse(task)
         generator = random.Random(f"{task} {seed}")
-        domain = skill.domain()
-        level = row.columns.get("level")
+        level = row.columns.get("level", 0 if skill.domain() else None)
+        if not isinstance(level, int):
+            reason = f"cannot write questions of the level {level!r} of {row.origin}"
+            raise SettingError("teacher", "lab", reason, "teach rows of the lab, whose column `level` is a number")
         found: dict[str, None] = {}
         for _ in range(DRAWS_PER_ROW * num):
-            argument = generator.choice(domain) if domain is not None else skill.draw(generator, int(level or 1))
+            argument = skill.draw(generator, level)
             if not skill.in_test(argument):
                 found[argument] = None
             if len(found) == num:

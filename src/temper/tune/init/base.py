@@ -5,6 +5,7 @@ Legend: R rank, I input features, O output features.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,7 @@ class LowRankInit(Method, axis="init", packages=("temper.tune.init",)):
         """Declare what is to be measured before `start`; None where nothing is."""
         return None
 
+    @abstractmethod
     def start(
         self, model: Model, wanted: Sequence[Wanted], generator: torch.Generator, calibration: Calibration | None
     ) -> Sequence[Start | None]:
@@ -58,4 +60,3 @@ class LowRankInit(Method, axis="init", packages=("temper.tune.init",)):
             generator: of random starts.
             calibration: what `calibration` declared, filled.
         """
-        raise NotImplementedError

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from temper.core.errors import TrainingError
-from temper.data.source import Source
+from temper.data.source import OneOrMore
 from temper.models.anatomy import part_weight
 from temper.models.model import Model
 from temper.signals.calibration import Calibration, Covariance, shared_inputs
@@ -38,13 +38,8 @@ class CorDA(LowRankInit, name="corda"):
     mode: Literal["keep", "learn"] = Field(
         "keep", description="train what matters least for the rows (keep) or most (learn)"
     )
-    of: tuple[Source, ...] = Field((), description="calibration rows: a source or several; the training rows if none")
+    of: OneOrMore = Field((), description="calibration rows: a source or several; the training rows if none")
     examples: PositiveInt = Field(256, description="rows that are looked at, at most")
-
-    @field_validator("of", mode="before")
-    @classmethod
-    def _one_or_many(cls, written: object) -> object:
-        return written if isinstance(written, list | tuple) else [written]
 
     def calibration(self, model: Model, wanted: Sequence[Wanted]) -> Calibration:
         shared = shared_inputs(model.anatomy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from temper.core.methods import CALIBRATION, Method
@@ -20,10 +21,10 @@ class BlockScore(Method, axis="block_score", packages=("temper.tune.score",)):
         """Declare what is to be measured before `scores`; None where nothing is."""
         return None
 
+    @abstractmethod
     def scores(self, model: Model, calibration: Calibration | None) -> Sequence[float]:
         """Return a weight for each block, 0 or more, not all 0.
 
         Args:
             calibration: what `calibration` declared, filled.
         """
-        raise NotImplementedError
