@@ -26,8 +26,10 @@ class ComPEFT(Compress, name="compeft"):
         gamma = sgn(tau) * top-k(|tau|),    tau~ = alpha * sigma(tau) * gamma
 
     tau is the whole change as one vector: the factors A and B of a low-rank change, else the difference of the
-    weights; sigma its standard deviation. `density` is k as a share, `alpha` is alpha. Where several are given, the
-    pair is taken that does best on the held-out suite `by`. Positions are Golomb-coded, signs take a bit each.
+    weights; sigma its standard deviation. An adapter's factors are taken as they are, with what A was drawn with: the
+    authors' code takes off nothing either from LoRA, so that the file is whole without its start. `density` is k as a
+    share, `alpha` is alpha. Where several are given, the pair is taken that does best on the held-out suite `by`.
+    Positions are Golomb-coded, signs take a bit each.
 
     Paper: ComPEFT: Compression for Communicating Parameter Efficient Updates via Sparsification and Quantization,
     arXiv:2311.13171.

@@ -20,6 +20,7 @@ from temper.data.example import Format, Row, Sequence
 from temper.data.pack import Batch
 from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
+from temper.signals.caching import carry, slopes_of
 from temper.signals.forward import hidden_states
 from temper.signals.pooling import Pooling, pool
 from temper.signals.reference import Reference, check_same_vocabulary
@@ -29,9 +30,9 @@ from temper.signals.setup import Setup
 class GuidedTarget(Target):
     """The embedder and its guide.
 
-    The batch is the whole step, however it is divided: all embeddings are made first, without gradients; the loss on
-    them gives the gradient of each embedding; a micro-batch then carries its own to the weights (gradient caching,
-    arXiv:2101.06983). What a micro-batch reports as its loss is the share of its own anchors.
+    The batch is the whole step, however it is divided (`temper.signals.caching`): the loss on all embeddings gives the
+    gradient of each, which its micro-batch carries to the weights. What a micro-batch reports as its loss is the share
+    of its own anchors.
     """
 
     def __init__(self, model: Model, method: GuidedEmbedding, guide: Reference) -> None:
@@ -47,20 +48,17 @@ class GuidedTarget(Target):
                 with self.guide.asked() as guide:
                     guided.append(self._embed(guide, batch))
         roles = [role for batch in batches for role in batch.roles]
-        with torch.enable_grad(), torch.autocast(embedded[0].device.type, enabled=False):
-            leaf_BD = torch.cat(embedded).requires_grad_(True)
-            loss_P = self.method.losses(_by_role(leaf_BD, roles), _by_role(torch.cat(guided), roles))
-            (slope_BD,) = torch.autograd.grad(loss_P.sum(), leaf_BD)
-        slopes = slope_BD.split([batch.num_documents for batch in batches])
-        losses = loss_P.detach().split([batch.num_examples for batch in batches])
-        self.slopes = {id(batch): (slope, loss) for batch, slope, loss in zip(batches, slopes, losses, strict=True)}
+        guides = _by_role(torch.cat(guided), roles)
+        with torch.autocast(embedded[0].device.type, enabled=False):
+            loss_P, slopes = slopes_of(
+                lambda joined: self.method.losses(_by_role(joined[0], roles), guides), [[part] for part in embedded]
+            )
+        losses = loss_P.split([batch.num_examples for batch in batches])
+        self.slopes = {id(batch): (own, loss) for batch, [own], loss in zip(batches, slopes, losses, strict=True)}
 
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         slope_BD, loss_P = self.slopes[id(batch)]
-        embedded_BD = self._embed(self.model, batch)
-        carried = (embedded_BD * slope_BD).sum()
-        # Its value is the pairs' loss, its gradient that of the embeddings.
-        total = carried - carried.detach() + loss_P.sum()
+        total = carry([self._embed(self.model, batch)], [slope_BD], loss_P.sum())
         return Loss(total, loss_P[torch.tensor(batch.examples, device=loss_P.device)])
 
     def _embed(self, model: Model, batch: Batch) -> Tensor:

@@ -1,29 +1,27 @@
 """LoRAMoE: low-rank experts behind a router beside each projection of the MLP, balanced by type of data.
 
-Legend: T tokens, I input features, O output features, N experts, R rank, M examples.
+Legend: N experts, M examples.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from temper.core.errors import DataError, SettingError, TrainingError
+from temper.core.errors import DataError, SettingError
 from temper.core.schedule import Moment
 from temper.data.pack import Batch
-from temper.delta.experts import Experts, ExpertsDelta, Placed
-from temper.models.anatomy import Part
 from temper.models.model import Model
+from temper.signals.caching import carry, slopes_of
 from temper.signals.calibration import Calibration
 from temper.signals.forward import hidden_states
 from temper.tune.base import Tune
-from temper.tune.beside import BesideTuning, Update
+from temper.tune.experts import ExpertsTuning, ExpertsUpdate, starting_experts
 from temper.tune.targets import DESCRIPTION, select_parts
 
 MLP = ("gate", "up", "down")
@@ -31,64 +29,21 @@ EPSILON = 1e-10
 """of the balancing term, as in the authors' code"""
 
 
-class ExpertsUpdate(Update):
-    """The experts beside one part, and how its router has divided the tokens that it was shown."""
-
-    def __init__(self, part: Part, experts: Experts, dropout: float) -> None:
-        self.part, self.experts, self.dropout = part, experts, dropout
-        self.seen: list[Tensor] | None = None
-        """gates (T, N) of each forward pass while somebody looks; None while nobody does"""
-        self.has_gradient = True
-        """of the passes that are looked at: one without a gradient among those with one is a reference's"""
-
-    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.experts.named_parameters()
-
-    def output(self, x_TI: Tensor, frozen: Callable[[], Tensor], is_training: bool) -> Tensor:
-        gate_TN = self.experts.route(x_TI)
-        if self.seen is not None and is_training and torch.is_grad_enabled() == self.has_gradient:
-            self.seen.append(gate_TN.flatten(0, -2))
-        return self.experts.mix(F.dropout(x_TI, self.dropout, is_training), gate_TN)
-
-    def mass(self, batch: Batch) -> Tensor:
-        """Return Q, what each expert counted for in all tokens of each example, (M, N), and look no further.
-
-        Raises:
-            TrainingError: the model read other tokens than the batch has.
-        """
-        seen, self.seen = self.seen or [], None
-        read = {len(gate_TN) for gate_TN in seen} or {0}
-        if read != {batch.num_tokens}:
-            raise TrainingError(
-                f"tune.loramoe.beta: the model read {max(read)} tokens of a batch of {batch.num_tokens}, so that no "
-                "token's type is known; set it to 0, or take an objective that reads the batch as it is"
-            )
-        example_T = torch.tensor(batch.examples).repeat_interleave(torch.tensor(batch.lengths)).to(seen[0].device)
-        mass_MN = seen[0].new_zeros(batch.num_examples, seen[0].shape[1])
-        for gate_TN in seen:
-            mass_MN = mass_MN.index_add(0, example_T, gate_TN)
-        return mass_MN
-
-
-class LoRAMoETuning(BesideTuning):
-    """Experts at work on one model."""
+class LoRAMoETuning(ExpertsTuning):
+    """Balanced experts at work on one model."""
 
     def __init__(self, model: Model, updates: Sequence[ExpertsUpdate], settings: LoRAMoE) -> None:
         super().__init__(model, updates, settings.written())
-        self.experts, self.settings = list(updates), settings
+        self.settings = settings
         self.terms: dict[int, Callable[[list[Tensor]], Tensor]] = {}
         """by a micro-batch's identity, what it adds to the objective, from its masses"""
-
-    def look(self) -> None:
-        for each in self.experts:
-            each.seen, each.has_gradient = [], torch.is_grad_enabled()
 
     def before_batches(self, batches: Sequence[Batch], moment: Moment) -> None:
         self.terms = {}
         if not self.settings.beta:
             return
+        coefficient_MN = torch.cat([self.settings.coefficients(batch) for batch in batches])
         if len(batches) == 1:
-            coefficient_MN = self.settings.coefficients(batches[0])
             self.terms[id(batches[0])] = lambda masses: self._balance(masses, coefficient_MN)
             return
         # The term is one of the whole step: its slope at each mass comes from a pass ahead of those that train.
@@ -97,15 +52,10 @@ class LoRAMoETuning(BesideTuning):
             with torch.no_grad():
                 self.look()
                 hidden_states(self.model, batch)
-            ahead.append([each.mass(batch) for each in self.experts])
-        joined = [torch.cat(of_one).requires_grad_() for of_one in zip(*ahead, strict=True)]
-        coefficient_MN = torch.cat([self.settings.coefficients(batch) for batch in batches])
-        with torch.enable_grad():
-            balance = self._balance(joined, coefficient_MN)
-            slopes = torch.autograd.grad(balance, joined)
-        ends = [slope_MN.split([batch.num_examples for batch in batches]) for slope_MN in slopes]
-        for batch, *own in zip(batches, *ends, strict=True):
-            self.terms[id(batch)] = _tangent(own, balance.detach() / len(batches))
+            ahead.append(self.masses(batch))
+        whole, slopes = slopes_of(lambda masses: self._balance(masses, coefficient_MN), ahead)
+        for batch, own in zip(batches, slopes, strict=True):
+            self.terms[id(batch)] = partial(carry, slopes=own, value=whole / len(batches))
 
     def before_pass(self, batch: Batch) -> None:
         if id(batch) in self.terms:
@@ -113,20 +63,10 @@ class LoRAMoETuning(BesideTuning):
 
     def after_pass(self, batch: Batch) -> Tensor | None:
         term = self.terms.get(id(batch))
-        return None if term is None else term([each.mass(batch) for each in self.experts])
+        return None if term is None else term(self.masses(batch))
 
     def _balance(self, masses: Sequence[Tensor], coefficient_MN: Tensor) -> Tensor:
         return self.settings.beta * torch.stack([balance(mass_MN, coefficient_MN) for mass_MN in masses]).sum()
-
-    def delta(self) -> ExpertsDelta:
-        placed = [Placed(each.part.path, each.part.rows, each.experts.copy()) for each in self.experts]
-        return ExpertsDelta(placed, self.provenance)
-
-    def merge(self) -> None:
-        """Leave the experts attached to the model, frozen: they are no change of its weights."""
-        delta = self.delta()
-        self.detach()
-        delta.apply(self.model)
 
 
 class LoRAMoE(Tune, name="loramoe"):
@@ -171,18 +111,10 @@ class LoRAMoE(Tune, name="loramoe"):
                 reason = f"exceeds the smaller side of {part.path} ({part.out_features} x {part.in_features})"
                 raise SettingError("tune.loramoe.rank", self.rank, reason, f"try {narrow} or less")
             device = model.module.get_submodule(part.path).weight.device
-            experts = self._start(part, generator).to(device)
+            shape = (self.num_experts, self.rank)
+            experts = starting_experts(part, shape, self.alpha / self.rank, generator).to(device)
             updates.append(ExpertsUpdate(part, experts, self.dropout))
         return LoRAMoETuning(model, updates, self)
-
-    def _start(self, part: Part, generator: torch.Generator) -> Experts:
-        """Return experts that add nothing: router and A uniform as a linear layer starts, B at 0."""
-        bound = 1 / math.sqrt(part.in_features)  # Kaiming's uniform bound with a = sqrt(5)
-        router_NI = torch.empty(self.num_experts, part.in_features).uniform_(-bound, bound, generator=generator)
-        a_NRI = torch.empty(self.num_experts, self.rank, part.in_features).uniform_(-bound, bound, generator=generator)
-        return Experts(
-            router_NI, a_NRI, torch.zeros(self.num_experts, part.out_features, self.rank), self.alpha / self.rank
-        )
 
     def coefficients(self, batch: Batch) -> Tensor:
         """Return I, (M, N).
@@ -206,13 +138,3 @@ def balance(mass_MN: Tensor, coefficient_MN: Tensor) -> Tensor:
     """Return L_lbc of one projection: the squared coefficient of variation of Z = I * Q."""
     z_MN = coefficient_MN * mass_MN
     return z_MN.var() / (z_MN.mean().square() + EPSILON)
-
-
-def _tangent(slopes: Sequence[Tensor], value: Tensor) -> Callable[[list[Tensor]], Tensor]:
-    """Return a function of masses with these slopes, which is `value` wherever it is asked."""
-
-    def term(masses: list[Tensor]) -> Tensor:
-        linear = torch.stack([(slope * mass).sum() for slope, mass in zip(slopes, masses, strict=True)]).sum()
-        return value + linear - linear.detach()
-
-    return term
