@@ -193,13 +193,17 @@ def _descend(
     path = above
     value: Any = written
     for index, step in enumerate(location):
-        if (isinstance(value, Mapping) and step in value) or (
-            isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
-        ):
+        if _holds(value, step):
             path, value = (*path, step), value[step]
         elif is_missing and index == len(location) - 1:
             path, value = (*path, step), None
     return path, value
+
+
+def _holds(value: object, step: Step) -> bool:
+    if isinstance(value, Mapping):
+        return step in value
+    return isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
 
 
 def _follow(classes: Classes, location: Sequence[Step]) -> tuple[Classes, FieldInfo | None]:
