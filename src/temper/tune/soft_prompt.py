@@ -57,7 +57,8 @@ class SoftPrompt(Tune, name="soft_prompt"):
     Paper: The Power of Scale for Parameter-Efficient Prompt Tuning, arXiv:2104.08691.
     Symbols: p is `length`, e the width of the model's embedding. Equal to PEFT's prompt tuning, whose random start is
     `normal`; saved, it is a PEFT adapter. Deviation: decoders instead of T5; `vocabulary` draws from all ordinary
-    tokens and not from the 5,000 most frequent; Adam instead of Adafactor, therefore another learning rate.
+    tokens and not from the 5,000 most frequent; Adam instead of Adafactor, therefore another learning rate (of 1e-2,
+    3e-2 and 1e-1 the default did best on the lab in the mean over four seeds, by less than seeds differ).
     """
 
     default_lr: ClassVar[float] = 3e-2

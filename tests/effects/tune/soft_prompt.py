@@ -14,8 +14,8 @@ from temper.tune.soft_prompt import SoftPromptTuning
 
 NEW = "sort_descending"
 PROMPT = {"soft_prompt": {"length": 20}}
-PROMPT_STEPS, STEPS = 60, 50
-LR = 5e-4
+PROMPT_STEPS, STEPS, BATCH_SIZE = 60, 40, 16
+LR = {"prompt": 3e-2, "full": 5e-4}
 
 
 def prompt(bench: Bench, rows: Rows | None) -> Tensor:
@@ -24,7 +24,9 @@ def prompt(bench: Bench, rows: Rows | None) -> Tensor:
     if rows is None:
         tuning = Tune.parse(PROMPT).attach(model, bench.seed)
     else:
-        tuning = bench.fit(model, rows, tune=PROMPT, schedule="constant", steps=PROMPT_STEPS).tuning
+        tuning = bench.fit(
+            model, rows, tune=PROMPT, lr=LR["prompt"], schedule="constant", steps=PROMPT_STEPS, batch_size=BATCH_SIZE
+        ).tuning
     assert isinstance(tuning, SoftPromptTuning)
     return tuning.vectors_PD.detach()
 
@@ -39,7 +41,7 @@ def shuffled(bench: Bench, rows: Rows) -> Rows:
 
 
 def measure(bench: Bench) -> dict[str, float]:
-    known, rows = bench.known("tiny"), bench.rows(NEW, 1024)
+    known, rows = bench.known("tiny"), bench.rows(NEW, 640)
     prompts = {
         "promot": prompt(bench, rows),
         "untrained prompt": prompt(bench, None),
@@ -52,7 +54,7 @@ def measure(bench: Bench) -> dict[str, float]:
     for name, lent in {"full": None, **prompts}.items():
         model = bench.base("tiny")
         model.prompts = () if lent is None else (lent,)
-        bench.fit(model, rows, tune="full", lr=LR, steps=STEPS)
+        bench.fit(model, rows, tune="full", lr=LR["full"], steps=STEPS, batch_size=BATCH_SIZE)
         found[f"{name}: new"] = bench.loss(model, NEW)
         model.prompts = ()
         found[f"{name}: kept"] = bench.loss(model, known, 60)
@@ -79,4 +81,10 @@ STUDY = Study(
             "none",
         ),
     ),
+    finding="Under a trained prompt the base's skills are all but left alone (a loss of 0.07; 1.6 by full tuning), and "
+    "the new skill is learnt a little less in the same steps. In development, on one seed at 3e-4 in both and where "
+    "both learnt as much (0.9), it was 0.01 beside 0.9. Much of it is owed to there being a prompt at all, which marks "
+    "the questions: an untrained one forgets little as well, but learns far less. The control fails as the paper's own "
+    "reason would have it: shuffled answers still show the format, and a prompt that has taken it in prepares better "
+    "than none. Rates tried: prompt 1e-2, 3e-2, 1e-1 and 3e-1; tuning 3e-4 and 1e-3, of which 5e-4 lies between.",
 )
