@@ -164,7 +164,7 @@ def _problem(error: ErrorDetails, classes: Classes, above: tuple[Step, ...], wri
         cause = context["error"]
         own = () if cause.key in path else tuple(cause.key.split("."))
         # A method says where its settings are written; where that was found already, it is not said twice.
-        said = max((size for size in range(1, len(own)) if path[-size:] == own[:size]), default=0)
+        said = max((size for size in range(1, len(own) + 1) if path[-size:] == own[:size]), default=0)
         yield Problem((*path, *own[said:]), cause.value, cause.reason, cause.fix)
     elif kind == "value_error":
         yield Problem(path, error["input"], f"does not fit: {context.get('error')}", _fix(field))
