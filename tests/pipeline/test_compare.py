@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from families import tiny
 from temper.core.errors import SettingError
 from temper.models.load import save_model
+from temper.objectives.base import Objective
 from temper.pipeline import compare as comparing
 from temper.pipeline.compare import compare
 from temper.pipeline.comparing import Compare, Length, RateSearch
@@ -110,6 +111,12 @@ def test_all_is_every_method_with_its_example_and_what_is_equal_is_one_setting()
         value = setting.values["train.tune"]
         if isinstance(value, dict) and "init" not in str(value):
             assert value == {name: dict(Tune.methods()[name].example) for name in value}
+    objectives = [
+        setting.values["train.objective"] for setting in find_settings(document(), {"train.objective": ["all"]})
+    ]
+    for name, objective in Objective.methods().items():
+        assert ({name: dict(objective.example)} if objective.example else name) in objectives
+    assert any(objective.example for objective in Objective.methods().values())
     retained = find_settings(document(), {"train.retain": ["all", []]})
     assert all(isinstance(setting.values["train.retain"], list) for setting in retained)
     assert retained[-1].label == "no retain"

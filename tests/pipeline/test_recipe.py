@@ -114,6 +114,18 @@ def test_by_default_drift_is_kept(tmp_path: Path) -> None:
             18,
             "1.0 limits no suite; did you mean 'lab/copy'?",
         ),
+        (
+            "method: linear",
+            "method: {linear: {weights: [1, 2, 3]}}",
+            20,
+            "stages[2].merge.method.linear.weights: [1.0, 2.0, 3.0] has 3 factors for 2 models",
+        ),
+        (
+            "tune: {lora: {rank: 8}}",
+            "tune: {spiel: {gather_steps: 50}}",
+            10,
+            "stages[0].train.tune.spiel.gather_steps: 50 is not less than every_steps",
+        ),
         ("of: [adapt, polish]", "of: [adapt, adapt]", 20, "stages[2].merge.of: 'adapt' is named twice"),
         ("data: [lab/reverse]", "data: lab/reverse", 9, "'lab/reverse' should be a list, in [brackets]"),
         ("      epochs: 3", "      epochs: 3\n      steps: 3", 13, "steps: 3 is given beside epochs"),

@@ -34,7 +34,10 @@ class EmulatedFineTuning(Decode, name="emulated_fine_tuning"):
         num_pairs = num_models // 2
         if isinstance(self.beta, list) and len(self.beta) != num_pairs:
             raise SettingError(
-                "beta", self.beta, f"has {len(self.beta)} factors for {num_pairs} pairs", "give one each"
+                f"method.{self.method_name}.beta",
+                self.beta,
+                f"has {len(self.beta)} factors for {num_pairs} pairs",
+                "give one each",
             )
 
     def combine(self, logprobs: Sequence[Tensor]) -> Tensor:

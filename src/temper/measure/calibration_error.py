@@ -52,7 +52,12 @@ class ExpectedCalibrationError(Suite, name="expected_calibration_error"):
         score = self.of.measure(replace(subject, asks_confidences=True), cache, seed)
         if score.correct is None or score.confidences is None:
             name = self.of.method_name
-            raise SettingError("of", name, "has no right or wrong answers with a confidence", "name another suite")
+            raise SettingError(
+                "expected_calibration_error.of",
+                name,
+                "has no right or wrong answers with a confidence",
+                "name another suite",
+            )
         return Score(
             metric="expected calibration error",
             higher_is_better=False,

@@ -45,6 +45,7 @@ from temper.pipeline.shelf import CACHE, read_json
 from temper.pipeline.vary import Setting, find_settings
 from temper.pipeline.worker import LOG, Job, run_jobs
 from temper.report import comparison as report
+from temper.report import format as fmt
 
 FILE = "compare.json"
 OUTCOMES = "outcomes"
@@ -75,6 +76,9 @@ def compare(
     Raises:
         SettingError, DataError, ModelError: a recipe that cannot be run, a key or a value that fits nowhere; nothing
             has been run.
+
+    Every run is a process of its own, which imports the script that asks for it: a script calls this under
+    `if __name__ == "__main__":`.
 
     Example:
         ```python
@@ -173,7 +177,9 @@ class _Comparing:
         settings = find_settings(self.document, self.plan.vary)
         rows = [_Row(setting, problem=setting.problem) for setting in settings]
         searched = self._factors()
-        self.say(f"{len(rows)} settings, {len(searched)} learning rates each, then {self.plan.seeds} seeds each")
+        counts = (len(rows), "setting"), (len(searched), "learning rate"), (self.plan.seeds, "seed")
+        settings_said, rates, seeds = (fmt.plural(count, what) for count, what in counts)
+        self.say(f"{settings_said}, {rates} each, then {seeds} each")
         self.started, self.num_run = time.monotonic(), 0
         for row in rows:
             if not row.problem and len(searched) > 1:

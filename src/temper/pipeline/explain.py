@@ -163,7 +163,9 @@ def _problem(error: ErrorDetails, classes: Classes, above: tuple[Step, ...], wri
     elif kind == "value_error" and isinstance(context.get("error"), SettingError):
         cause = context["error"]
         own = () if cause.key in path else tuple(cause.key.split("."))
-        yield Problem((*path, *own), cause.value, cause.reason, cause.fix)
+        # A method says where its settings are written; where that was found already, it is not said twice.
+        said = max((size for size in range(1, len(own) + 1) if path[-size:] == own[:size]), default=0)
+        yield Problem((*path, *own[said:]), cause.value, cause.reason, cause.fix)
     elif kind == "value_error":
         yield Problem(path, error["input"], f"does not fit: {context.get('error')}", _fix(field))
     elif kind == "string_pattern_mismatch" and path and path[-1] == "name":
@@ -193,17 +195,12 @@ def _descend(
     path = above
     value: Any = written
     for index, step in enumerate(location):
-        if _holds(value, step):
+        is_item = isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
+        if is_item or (isinstance(value, Mapping) and step in value):
             path, value = (*path, step), value[step]
         elif is_missing and index == len(location) - 1:
             path, value = (*path, step), None
     return path, value
-
-
-def _holds(value: object, step: Step) -> bool:
-    if isinstance(value, Mapping):
-        return step in value
-    return isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
 
 
 def _follow(classes: Classes, location: Sequence[Step]) -> tuple[Classes, FieldInfo | None]:

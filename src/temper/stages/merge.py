@@ -45,7 +45,11 @@ class MergeStage(Stage, name="merge"):
         twice = next((stage for stage in self.of if self.of.count(stage) > 1), None)
         if twice is not None:
             raise SettingError("of", twice, "is named twice", "name each stage once, and give it its whole weight")
-        self.method.check(len(self.of))
+        try:
+            self.method.check(len(self.of))
+        except SettingError as error:
+            key = f"method.{self.method.method_name}.{error.key}"
+            raise SettingError(key, error.value, error.reason, error.fix) from error
         return self
 
     def models(self, previous: str) -> Sequence[str]:
