@@ -176,10 +176,13 @@ class IncrementalSVD(Statistic):
         return self.singular_C.double().square() / (self.variance_I.sum() * self.num_tokens)
 
     def similarity_C(self) -> Tensor:
-        """Return the cosine between each direction and its former self; 0 after the first batch."""
+        """Return the cosine between each direction and its former self, whatever their signs; 0 after the first batch.
+
+        The sign is that of the largest entry, and turns from batch to batch where two entries are about as large.
+        """
         if self.components_CI is None or self.previous_CI is None:
             return torch.zeros(self.num_components)
-        return nn.functional.cosine_similarity(self.components_CI, self.previous_CI)
+        return nn.functional.cosine_similarity(self.components_CI, self.previous_CI).abs()
 
 
 def shared_inputs(anatomy: Anatomy) -> dict[str, str]:

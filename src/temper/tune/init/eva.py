@@ -24,7 +24,8 @@ class EVA(LowRankInit, name="eva"):
 
     Paper: One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation, arXiv:2410.07170.
     Symbols: tau is `tau`, rho is `rho`, r is LoRA's `rank`. As in PEFT's implementation, the scaling of an update does
-    not change with the rank that it is given. Deviation: all tokens count, those of prompts too.
+    not change with the rank that it is given. Deviation: all tokens count, those of prompts too; a direction whose sign
+    has turned is the same, where PEFT's loop goes on for as long as signs turn.
     """
 
     rho: float = Field(2.0, ge=1, le=16, description="how much larger than asked for a rank may become; 1: none")
