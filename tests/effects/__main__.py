@@ -13,9 +13,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
+from effects.bench import BASES
 from effects.running import kept, run, studies, words, write, write_page
 from effects.study import SEEDS
-from temper.lab.bases import default_cache, open_base
+from temper.lab.bases import default_cache
 
 
 def main() -> None:
@@ -35,8 +36,8 @@ def main() -> None:
     unknown = sorted(set(chosen.names) - set(known))
     if unknown:
         sys.exit(f"{', '.join(unknown)}: no such study; there are {', '.join(known)}")
-    for base in ("nano", "tiny"):  # made once, before processes would make them side by side
-        open_base(base)
+    for name, base in BASES.items():  # made once, before processes would make them side by side
+        base.open(name)
     began = time.monotonic()
     names, failed = chosen.names or known, []
     with ProcessPoolExecutor(chosen.jobs, get_context("spawn")) as pool:

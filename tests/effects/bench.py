@@ -21,13 +21,27 @@ from temper.data.example import Format, Origin, Row
 from temper.data.rows import Rows
 from temper.engine.fit import Fitted, fit
 from temper.engine.settings import FitSettings
-from temper.lab.bases import BASES, open_base
+from temper.lab.architecture import Architecture
+from temper.lab.bases import BASES as LAB_BASES
+from temper.lab.bases import LabBase
 from temper.lab.training import question, skill_named
 from temper.models.generate import generate
 from temper.models.model import Model
 from temper.optim.base import Optim
 from temper.signals.likelihood import example_logprobs
 from temper.tune.base import Tune
+
+BASES = {
+    **{name: LAB_BASES[name] for name in ("nano", "tiny")},
+    "deep": LabBase(
+        description="eight narrow blocks: for methods that choose among blocks",
+        knows={"copy": 2048, "shift": 4096, "sort": 8192},
+        steps=350,
+        lr=3e-3,
+        architecture=Architecture(width=64, layers=8, heads=2),
+    ),
+}
+"""what studies start from"""
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,8 @@ class Bench:
     """where lab bases are kept"""
 
     def base(self, name: str = "nano") -> Model:
-        """Return a fresh copy of a lab base: `nano` knows copy, shift and duplicate, `tiny` seven skills."""
-        return open_base(name, self.cache)
+        """Return a fresh copy of a base: `nano` knows three skills, `tiny` seven; `deep` has eight narrow blocks."""
+        return BASES[name].open(name, self.cache)
 
     def rows(self, skills: str | Sequence[str], num: int = 1024, split: str = "train") -> Rows:
         """Return `num` questions of each skill, with their answers; the skill is in the column `task`."""
@@ -80,6 +94,12 @@ class Bench:
             seed=self.seed,
             load=lambda name: others[name] if name in others else self.base(name),
         )
+
+    def trained(self, skills: str | Sequence[str], base: str = "nano", num: int = 1024, **settings: Any) -> Model:
+        """Return a fresh base that has trained on `num` questions of each skill, with the settings of `fit`."""
+        model = self.base(base)
+        self.fit(model, self.rows(skills, num), **settings)
+        return model
 
     def copied(self, model: Model) -> Model:
         """Return another model with the same numbers, all of which may train."""

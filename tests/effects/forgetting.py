@@ -1,4 +1,9 @@
-"""What the studies of retention share: a base that knows seven skills learns another, and what is left of the seven."""
+"""What the studies of forgetting share: `tiny`, which knows seven skills, learns another; what is left of the seven?
+
+- `after`: all of it trains and something retains; exact match after a short training on `reverse`.
+- `learnt` and `relearnt`: something else than all of it trains; losses after a longer training on `sort_descending`,
+  and answers that are wrong after one on what it knows, in which nothing is to be forgotten: the control.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,43 @@ from collections.abc import Sequence
 from typing import Any
 
 from effects.bench import Bench
+from effects.study import Contrast
 
 NEW = "reverse"
+SLOW = "sort_descending"
+UNIT = (
+    f"held-out loss in nats per token of {SLOW} (new) and of the base's skills (kept); arms named wrong: answers in "
+    "per cent; less is better"
+)
+"""of the numbers of `learnt` and `relearnt`"""
 
 
 def after(bench: Bench, *retain: Any, lr: float = 1e-3, steps: int = 40) -> tuple[float, float]:
     """Return exact match in per cent on the new skill and on the seven old ones, after learning the new one."""
-    model = bench.base("tiny")
-    bench.fit(model, bench.rows(NEW, 640), tune="full", retain=retain, lr=lr, steps=steps, batch_size=16)
+    model = bench.trained(NEW, "tiny", 640, tune="full", retain=retain, lr=lr, steps=steps, batch_size=16)
     return bench.accuracy(model, NEW, 60), bench.accuracy(model, bench.known("tiny"), 15)
+
+
+def learnt(bench: Bench, name: str, tune: Any, lr: float, steps: int = 60) -> dict[str, float]:
+    """Return the arm's loss on the new skill and on the seven old ones, after learning the new one."""
+    model = bench.trained(SLOW, "tiny", tune=tune, lr=lr, steps=steps)
+    return {f"{name}: new": bench.loss(model, SLOW), f"{name}: kept": bench.loss(model, bench.known("tiny"), 60)}
+
+
+def relearnt(bench: Bench, name: str, tune: Any, lr: float, steps: int = 40) -> dict[str, float]:
+    """Return the arm's wrong answers on the seven old skills, in per cent, after training on these."""
+    known = bench.known("tiny")
+    model = bench.trained(known, "tiny", 128, tune=tune, lr=lr, steps=steps)
+    return {_wrong(name): 100 - bench.accuracy(model, known, 30)}
+
+
+def nothing_to_forget(of: str, against: str) -> Contrast:
+    """Return the control: two arms of `relearnt`."""
+    return Contrast("where nothing is to be forgotten", _wrong(of), _wrong(against), "none")
+
+
+def _wrong(name: str) -> str:
+    return f"{name} on known skills: wrong"
 
 
 def sources(skills: Sequence[str], bench: Bench) -> list[dict[str, Any]]:

@@ -68,6 +68,18 @@ def test_a_kept_base_is_not_made_again(nano: Model, shared_cache: Path, monkeypa
         open_base("tiny-gpt2", shared_cache / "elsewhere")
 
 
+def test_a_base_of_ones_own_is_made_and_kept_like_the_labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SMALL.open("small", tmp_path)
+    make_lab_base(SMALL, tmp_path / "beside")
+    assert made.fingerprint == load_model(tmp_path / "beside").fingerprint
+    assert len(made.anatomy.blocks) == SMALL.architecture.layers
+    assert made.folder == SMALL.folder("small", tmp_path)
+    # Other settings under the same name are another base.
+    assert SMALL.model_copy(update={"seed": 1}).folder("small", tmp_path) != made.folder
+    monkeypatch.setattr(bases, "make_lab_base", lambda *_: pytest.fail("made again"))
+    assert SMALL.open("small", tmp_path).fingerprint == made.fingerprint
+
+
 def test_same_settings_give_the_same_bits(tmp_path: Path) -> None:
     made: list[Model] = []
     for name, base in (("a", SMALL), ("b", SMALL), ("c", SMALL.model_copy(update={"seed": 1}))):

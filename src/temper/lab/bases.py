@@ -50,6 +50,17 @@ class LabBase(Settings):
     seed: int = Field(0, description="of the weights and of the order of the data")
     architecture: Architecture = Field(Architecture(), description="its family and sizes")
 
+    def open(self, name: str, cache: Path | None = None) -> Model:
+        """Return the base, made now if `cache` does not keep it yet under this name."""
+        folder = self.folder(name, cache)
+        if not folder.is_dir():
+            make_lab_base(self, folder)
+        return load_model(folder)
+
+    def folder(self, name: str, cache: Path | None = None) -> Path:
+        """Return where the base is kept under a name, or will be; by default in the platform's cache."""
+        return _folder(name, self.model_dump(mode="json", exclude={"description"}), cache)
+
 
 _TINY = {"copy": 2048, "shift": 4096, "swap": 4096, "duplicate": 2048, "last": 1024, "sort": 8192, "count": 1024}
 BASES: dict[str, LabBase] = {
@@ -100,10 +111,7 @@ def open_base(name: str, cache: Path | None = None) -> Model:
     """
     if name not in BASES:
         raise SettingError("base", f"lab:{name}", "is not a lab base", nearest(name, BASES))
-    folder = base_folder(name, cache)
-    if not folder.is_dir():
-        make_lab_base(BASES[name], folder)
-    return load_model(folder)
+    return BASES[name].open(name, cache)
 
 
 def outline_base(name: str) -> Outline:
@@ -119,7 +127,7 @@ def outline_base(name: str) -> Outline:
 
 def base_folder(name: str, cache: Path | None = None) -> Path:
     """Return where a lab base is kept, or will be."""
-    return _folder(name, BASES[name].model_dump(mode="json", exclude={"description"}), cache)
+    return BASES[name].folder(name, cache)
 
 
 def make_lab_base(base: LabBase, folder: Path) -> None:

@@ -13,7 +13,6 @@ Legend: T packed tokens, I input features, C components, D tokens of one documen
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -37,15 +36,15 @@ MOST_PASSES = 100
 """passes over the rows after which a statistic that still asks for more is an error"""
 
 
-class Statistic(ABC):
+class Statistic:
     """An accumulator of one module's inputs."""
 
     is_settled: bool = False
     """True: further inputs would change nothing that matters, and are not shown to it"""
 
-    @abstractmethod
     def update(self, x_TI: Tensor, lengths: Sequence[int]) -> None:
         """Take in the inputs of one packed batch, float32."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -176,17 +175,14 @@ class IncrementalSVD(Statistic):
         """The share of the inputs' variance along each direction, float64."""
         return self.singular_C.double().square() / (self.variance_I.sum() * self.num_tokens)
 
-    def similarity_C(self, by_place: bool = True) -> Tensor:
-        """Return the cosine between each direction and the former one in its place; 0 after the first batch.
+    def similarity_C(self) -> Tensor:
+        """Return the cosine between each direction and its former self, whatever their signs; 0 after the first batch.
 
-        Args:
-            by_place: else the former one that is closest, wherever it was: directions that explain nearly the same
-                change places from batch to batch, for ever.
+        The sign is that of the largest entry, and turns from batch to batch where two entries are about as large.
         """
         if self.components_CI is None or self.previous_CI is None:
             return torch.zeros(self.num_components)
-        cosines_CC = self.components_CI.double() @ self.previous_CI.double().T  # the first is float32
-        return cosines_CC.diagonal() if by_place else cosines_CC.abs().amax(1)
+        return nn.functional.cosine_similarity(self.components_CI, self.previous_CI).abs()
 
 
 def shared_inputs(anatomy: Anatomy) -> dict[str, str]:

@@ -18,8 +18,7 @@ GALORE = {"galore": {"rank": RANK, "every_steps": 20, "scale": 1.0}}
 
 def measure(bench: Bench) -> dict[str, float]:
     def learnt(tune: Any, optimizer: Any, lr: float) -> float:
-        model = bench.base()
-        bench.fit(model, bench.rows("reverse"), tune=tune, optimizer=optimizer, lr=lr, steps=STEPS)
+        model = bench.trained("reverse", tune=tune, optimizer=optimizer, lr=lr, steps=STEPS)
         return bench.loss(model, "reverse")
 
     chance, svd = torch.Generator().manual_seed(bench.seed), torch.linalg.svd

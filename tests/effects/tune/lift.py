@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from effects.bench import Bench
+from effects.forgetting import UNIT, learnt, nothing_to_forget, relearnt
 from effects.study import Contrast, Study
-from temper.data.rows import Rows
 
-STEPS, RANK, DENSITY = 60, 16, 0.05
+RANK, DENSITY = 16, 0.05
 LR = {"full": 1e-3, "lora": 1e-2, "lift": 1e-2, "random": 2e-2}
 LIFT = {"lift": {"density": DENSITY, "rank": RANK, "every_steps": 20}}
 # The best approximation of the full rank is the weight itself.
@@ -19,33 +17,21 @@ LORA = {"lora": {"rank": 4}}
 
 
 def measure(bench: Bench) -> dict[str, float]:
-    known = bench.known("tiny")
-    new, old = bench.rows("sort_descending"), bench.rows(known, 128)
-
-    def trained(name: str, rows: Rows, tune: Any, lr: float) -> dict[str, float]:
-        model = bench.base("tiny")
-        if rows is old:
-            bench.fit(model, rows, tune=tune, lr=lr, steps=40)
-            return {f"{name}: wrong": 100 - bench.accuracy(model, known, 30)}
-        bench.fit(model, rows, tune=tune, lr=lr, steps=STEPS)
-        return {f"{name}: new": bench.loss(model, "sort_descending"), f"{name}: kept": bench.loss(model, known, 60)}
-
     return {
-        **trained("full", new, "full", LR["full"]),
-        **trained("lora", new, LORA, LR["lora"]),
-        **trained("lift", new, LIFT, LR["lift"]),
-        **trained("largest", new, MAGNITUDE, LR["lift"]),
-        **trained("random", new, RANDOM, LR["random"]),
-        **trained("full on known skills", old, "full", LR["full"]),
-        **trained("lift on known skills", old, LIFT, LR["lift"]),
+        **learnt(bench, "full", "full", LR["full"]),
+        **learnt(bench, "lora", LORA, LR["lora"]),
+        **learnt(bench, "lift", LIFT, LR["lift"]),
+        **learnt(bench, "largest", MAGNITUDE, LR["lift"]),
+        **learnt(bench, "random", RANDOM, LR["random"]),
+        **relearnt(bench, "full", "full", LR["full"]),
+        **relearnt(bench, "lift", LIFT, LR["lift"]),
     }
 
 
 STUDY = Study(
     claim="Training the 5 % of entries that are largest after rank reduction learns more than full tuning and other "
     "entries do, and keeps up to 20 % more of what the source knew than full tuning and LoRA (arXiv:2506.00772).",
-    unit="held-out loss in nats per token of sort_descending (new) and of the base's skills (kept); arms named wrong: "
-    "answers in per cent; less is better",
+    unit=UNIT,
     measure=measure,
     contrasts=(
         Contrast("LIFT keeps more than full tuning", "lift: kept", "full: kept", "below"),
@@ -55,9 +41,7 @@ STUDY = Study(
         Contrast("it learns more than random entries", "lift: new", "random: new", "below"),
         Contrast("it keeps more than random entries", "lift: kept", "random: kept", "below"),
         Contrast("rank reduction helps: more than the largest weights", "lift: new", "largest: new", "below"),
-        Contrast(
-            "where nothing is to be forgotten", "lift on known skills: wrong", "full on known skills: wrong", "none"
-        ),
+        nothing_to_forget("lift", "full"),
     ),
     finding="LIFT forgets far less than full tuning, LoRA and random entries; the largest weights without rank "
     "reduction forget as little. It learns a little less than full tuning and a very little more than the "

@@ -23,8 +23,7 @@ def spiel(regrow: str = "ag", every_steps: int = 10, gather_steps: int = 3) -> d
 
 def measure(bench: Bench) -> dict[str, float]:
     def learnt(tune: Any, lr: float) -> float:
-        model = bench.base("tiny")
-        bench.fit(model, bench.rows("sort_descending"), tune=tune, lr=lr, steps=STEPS)
+        model = bench.trained("sort_descending", "tiny", tune=tune, lr=lr, steps=STEPS)
         return bench.loss(model, "sort_descending")
 
     def see(self: GrowingEntries, gradient_OI: torch.Tensor) -> None:

@@ -5,7 +5,6 @@ Legend: R rank, I input features, C components.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +13,6 @@ from pydantic import Field, PositiveInt
 from temper.models.model import Model
 from temper.signals.calibration import Calibration, IncrementalSVD, shared_inputs
 from temper.tune.init.base import LowRankInit, Start, Wanted
-
-BATCHES_BY_PLACE = 50
 
 
 class EVA(LowRankInit, name="eva"):
@@ -27,9 +24,8 @@ class EVA(LowRankInit, name="eva"):
 
     Paper: One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation, arXiv:2410.07170.
     Symbols: tau is `tau`, rho is `rho`, r is LoRA's `rank`. As in PEFT's implementation, the scaling of an update does
-    not change with the rank that it is given. Deviations: all tokens count, those of prompts too; after 50 batches
-    a direction's former self is the one closest to it, not the one in its place, since directions that explain nearly
-    the same change places for ever.
+    not change with the rank that it is given. Deviation: all tokens count, those of prompts too; a direction whose sign
+    has turned is the same, where PEFT's loop goes on for as long as signs turn.
     """
 
     rho: float = Field(2.0, ge=1, le=16, description="how much larger than asked for a rank may become; 1: none")
@@ -44,18 +40,15 @@ class EVA(LowRankInit, name="eva"):
             most = min(round(each.rank * self.rho), each.part.in_features, each.part.out_features)
             components[path] = max(components.get(path, 0), most)
         statistics = {path: IncrementalSVD(count) for path, count in components.items()}
-        batches = itertools.count(1)
 
         def after_batch() -> None:
-            by_place = next(batches) <= BATCHES_BY_PLACE
             if any(statistic.components_CI is None for statistic in statistics.values()):
                 return
             needed = dict.fromkeys(statistics, 0)
             for each, rank in zip(wanted, self._ranks(wanted, statistics, shared), strict=True):
                 needed[shared[each.part.path]] = max(needed[shared[each.part.path]], rank)
             for path, statistic in statistics.items():
-                similarity_C = statistic.similarity_C(by_place)[: needed[path]]
-                statistic.is_settled = bool((similarity_C >= self.tau).all())
+                statistic.is_settled = bool((statistic.similarity_C()[: needed[path]] >= self.tau).all())
 
         return Calibration(statistics, num_examples=self.examples, after_batch=after_batch, is_repeated=True)
 
