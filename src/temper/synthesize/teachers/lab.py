@@ -14,7 +14,8 @@ from temper.synthesize.teachers.base import Teacher
 class LabTeacher(Teacher, name="lab"):
     """Write further questions of the same skill and level, with true answers.
 
-    The skill is named by the row's column `task`, the level by `level`. Questions are of the train split only.
+    The skill is named by the row's column `task`, the level by `level`; of a row that does not say its level, questions
+    of all levels are written that the skill draws by default. Questions are of the train split only.
 
     Source: the lab; it stands for a strong model that never errs.
     """
@@ -27,10 +28,13 @@ class LabTeacher(Teacher, name="lab"):
         skill = Skill.parse(task)
         generator = random.Random(f"{task} {seed}")
         domain = skill.domain()
-        level = row.columns.get("level")
+        level, (low, high) = row.columns.get("level"), skill.lengths or (1, 1)
         found: dict[str, None] = {}
         for _ in range(DRAWS_PER_ROW * num):
-            argument = generator.choice(domain) if domain is not None else skill.draw(generator, int(level or 1))
+            if domain is not None:
+                argument = generator.choice(domain)
+            else:
+                argument = skill.draw(generator, generator.randint(low, high) if level is None else int(level))
             if not skill.in_test(argument):
                 found[argument] = None
             if len(found) == num:
