@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,27 @@ class Bench:
         twin.module.requires_grad_(True)
         return twin
 
+    def tuned(
+        self,
+        start: Model | str,
+        rows: Rows | Sequence[Rows],
+        models: Mapping[str, Model] | None = None,
+        **settings: Any,
+    ) -> Model:
+        """Return another model: what full tuning on rows makes of a model, or of a lab base by its name."""
+        model = self.base(start) if isinstance(start, str) else self.copied(start)
+        self.fit(model, rows, models, tune="full", **settings)
+        return model
+
+    def blurred(self, sources: Sequence[Rows]) -> list[Rows]:
+        """Return sources of the same sizes, with all rows shuffled together."""
+        every = [row for source in sources for row in source]
+        order = iter(self.generator.permutation(len(every)))
+        return [
+            Rows.from_rows([every[place] for place in islice(order, len(source))], f"blurred {number} {self.seed}")
+            for number, source in enumerate(sources)
+        ]
+
     def answer_logprobs(self, model: Model, questions: Iterable[tuple[str, str]]) -> list[NDArray[np.float64]]:
         """Return the log-probability in nats of every token of each answer, end of text included."""
         encoder = Encoder(model.tokenizer, model.module.config.max_position_embeddings)
@@ -153,6 +175,11 @@ class Bench:
     def generator(self) -> np.random.Generator:
         """The study's own draws."""
         return np.random.default_rng(self.seed)
+
+
+def styled(row: Row, between: str) -> Row:
+    """Return a row whose answer has something between its letters."""
+    return replace(row, content={**row.content, "completion": between.join(str(row.content["completion"]))})
 
 
 def _tensors(state: Any) -> Iterable[torch.Tensor]:

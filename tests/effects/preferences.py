@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from effects.bench import Bench
 from temper.data.rows import Rows
@@ -58,13 +59,11 @@ def errors(answer: str, right: str) -> int:
 def policy(bench: Bench, longest_tail: int = 0) -> Model:
     """Return the policy from which preferences are learnt; it ends each answer with a random number of `+` signs."""
     generator = random.Random(f"policy {bench.seed}")
-    model = bench.base()
     rows = [
         {"prompt": prompt, "completion": spoilt(right, generator) + "+" * generator.randint(0, longest_tail)}
         for prompt, right in questions(bench, 640, "train")
     ]
-    bench.fit(model, bench.made("completion", rows), tune="full", lr=1e-3, steps=40, batch_size=16)
-    return model
+    return bench.tuned("nano", bench.made("completion", rows), lr=1e-3, steps=40, batch_size=16)
 
 
 def pairs(bench: Bench, num: int, split: str = "train", flipped: float = 0.0) -> list[Pair]:
@@ -96,6 +95,12 @@ def equals(bench: Bench, num: int) -> list[Pair]:
     return found
 
 
+def both_ways(ranked: Iterable[Pair]) -> list[Pair]:
+    """Return every pair as it is and the wrong way round: preferences that say nothing."""
+    turned = ((pair, replace(pair, chosen=pair.rejected, rejected=pair.chosen)) for pair in ranked)
+    return [pair for two in turned for pair in two]
+
+
 def preference_rows(bench: Bench, ranked: Iterable[Pair]) -> Rows:
     """Return pairs as rows."""
     return bench.made("preference", [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in ranked])
@@ -112,17 +117,16 @@ def right_share(bench: Bench, model: Model, num: int = 200) -> float:
     return 100 * float(np.mean([np.exp(each.sum()) for each in logprobs]))
 
 
-def ranked_right(bench: Bench, model: Model, ranked: Sequence[Pair]) -> float:
-    """Return the share of pairs in per cent whose chosen answer has the higher mean log-probability."""
-    chosen = bench.answer_logprobs(model, [(p.prompt, p.chosen) for p in ranked])
-    rejected = bench.answer_logprobs(model, [(p.prompt, p.rejected) for p in ranked])
-    return 100 * float(np.mean([one.mean() > other.mean() for one, other in zip(chosen, rejected, strict=True)]))
+def gained(bench: Bench, model: Model, start: Model, ranked: Sequence[Pair]) -> NDArray[np.float64]:
+    """Return by how much each chosen answer has gained on the rejected one since the start, in nats per token."""
+    gains = []
+    for side in ("chosen", "rejected"):
+        asked = [(pair.prompt, getattr(pair, side)) for pair in ranked]
+        now, before = (bench.answer_logprobs(each, asked) for each in (model, start))
+        gains.append(np.array([one.mean() - other.mean() for one, other in zip(now, before, strict=True)]))
+    return gains[0] - gains[1]
 
 
 def rewarded_right(bench: Bench, model: Model, start: Model, ranked: Sequence[Pair]) -> float:
-    """Return the share of pairs in per cent whose chosen answer has gained more log-probability than the other."""
-    gains = []
-    for asked in ([(p.prompt, p.chosen) for p in ranked], [(p.prompt, p.rejected) for p in ranked]):
-        now, before = (bench.answer_logprobs(each, asked) for each in (model, start))
-        gains.append(np.array([one.sum() - other.sum() for one, other in zip(now, before, strict=True)]))
-    return 100 * float((gains[0] > gains[1]).mean())
+    """Return the share of pairs in per cent whose chosen answer has gained more than the other."""
+    return 100 * float((gained(bench, model, start, ranked) > 0).mean())

@@ -157,6 +157,12 @@ def test_the_labs_teacher_writes_true_answers_to_training_questions_only(tmp_pat
             assert row.columns["level"] == seed.columns["level"] and not is_held_out(argument)
 
 
+def test_of_a_row_without_a_level_all_levels_of_the_skill_are_written() -> None:
+    record = {"prompt": "copy:abc=", "completion": "abc", "task": "copy"}
+    (seed,) = Rows.from_list([record], "completion", "q", "q").take([0])
+    assert {row.columns["level"] for row in Teacher.parse("lab").similar(seed, 60, seed=0)} == {3, 4, 5, 6}
+
+
 def test_a_row_of_no_skill_cannot_be_taught() -> None:
     row = Rows.from_list(QUESTIONS, "completion", "q", "q").take([0])[0]
     with pytest.raises(SettingError, match="does not know the task 'sums' of q:1; teach rows of the lab"):

@@ -15,18 +15,11 @@ GRAPH = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0.5], [0, 0, 0.5, 1]]
 
 def measure(bench: Bench) -> dict[str, float]:
     sources = [bench.rows(skill, 512) for skill in SKILLS]
-    every = [row for source in sources for row in source]
-    order = bench.generator.permutation(len(every)).reshape(4, -1)
-    blurred = [
-        Rows.from_rows([every[place] for place in part], f"blurred {number} {bench.seed}")
-        for number, part in enumerate(order)
-    ]
+    blurred = bench.blurred(sources)
 
     def loss(mix: Any, data: list[Rows]) -> float:
-        model = bench.base("tiny")
         # The same rate for every arm; 1e-3 did better than 2e-3 on reverse in development.
-        bench.fit(model, data, tune="full", lr=1e-3, steps=36, mix=mix)
-        return bench.loss(model, SKILLS, 60)
+        return bench.loss(bench.tuned("tiny", data, lr=1e-3, steps=36, mix=mix), SKILLS, 60)
 
     # eta is the largest that the paper uses (0.2 to 0.8).
     settings = {"eta": 0.8, "every_steps": 6, "num_validation": 32}

@@ -17,8 +17,8 @@ OFTEN, RARE = "copy", "shift"
 """what is answered, and what is answered sometimes; the base knows both under other words"""
 OFTEN_SHARE = 0.7
 FEW = 64
-TEACHER: dict[str, Any] = {"tune": "full", "lr": 2e-3, "steps": 60, "batch_size": 16}
-STUDENT: dict[str, Any] = {"tune": "full", "lr": 1e-3, "steps": 40, "batch_size": 16}
+TEACHER: dict[str, Any] = {"lr": 2e-3, "steps": 60, "batch_size": 16}
+STUDENT: dict[str, Any] = {"lr": 1e-3, "steps": 40, "batch_size": 16}
 
 
 def rows(bench: Bench, num: int, often_share: float) -> Rows:
@@ -48,14 +48,12 @@ def answered(bench: Bench, model: Model) -> tuple[list[float], list[float]]:
 
 def measure(bench: Bench) -> dict[str, float]:
     def learnt(objective: Any, teacher: Model, often_share: float) -> tuple[list[float], list[float]]:
-        model = bench.base()
-        bench.fit(model, rows(bench, FEW, often_share), {"teacher/model": teacher}, objective=objective, **STUDENT)
+        data = rows(bench, FEW, often_share)
+        model = bench.tuned("nano", data, {"teacher/model": teacher}, objective=objective, **STUDENT)
         return answered(bench, model)
 
     def taught(often_share: float) -> Model:
-        model = bench.base()
-        bench.fit(model, rows(bench, 1024, often_share), **TEACHER)
-        return model
+        return bench.tuned("nano", rows(bench, 1024, often_share), **TEACHER)
 
     def loss(found: tuple[list[float], list[float]], often_share: float = OFTEN_SHARE) -> float:
         return -often_share * float(np.mean(found[0])) - (1 - often_share) * float(np.mean(found[1]))

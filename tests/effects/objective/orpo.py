@@ -38,9 +38,7 @@ def measure(bench: Bench) -> dict[str, float]:
     train, test = answers(bench, NUM, "train"), answers(bench, 200, "test")
 
     def learnt(rows: Rows, objective: Any) -> Model:
-        model = bench.base("tiny")
-        bench.fit(model, rows, tune="full", objective=objective, lr=2e-3, steps=40, batch_size=16)
-        return model
+        return bench.tuned("tiny", rows, objective=objective, lr=2e-3, steps=40, batch_size=16)
 
     def preferred(model: Model) -> float:
         chosen, rejected = (

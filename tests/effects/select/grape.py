@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from effects.bench import Bench
+from effects.bench import Bench, styled
 from effects.study import Contrast, Study
 from temper.data.example import Row
 from temper.data.rows import Rows
@@ -30,10 +29,6 @@ class Shuffled:
         return np.random.default_rng(self.seed).permutation(self.scores.mean_logprobs(model))
 
 
-def styled(row: Row, style: str) -> Row:
-    return replace(row, content={**row.content, "completion": style.join(str(row.content["completion"]))})
-
-
 def measure(bench: Bench) -> dict[str, float]:
     questions = list(bench.rows("reverse", PROMPTS))
     pool = [styled(row, style) for row in questions for style in STYLES]
@@ -50,9 +45,8 @@ def measure(bench: Bench) -> dict[str, float]:
         return [pool[place] for place in found.kept]
 
     def accuracy(data: list[Row]) -> float:
-        model = bench.base("tiny")
         # The same rate for every arm; 1e-3 did better than 2e-3 on reverse in development.
-        bench.fit(model, Rows.from_rows(data, "chosen"), tune="full", lr=1e-3, steps=STEPS)
+        model = bench.tuned("tiny", Rows.from_rows(data, "chosen"), lr=1e-3, steps=STEPS)
         return bench.exact_match(model, test, ignored=",_")
 
     draws = bench.generator.integers(len(STYLES), size=PROMPTS)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from effects.bench import Bench
+from effects.bench import Bench, styled
 from effects.study import Contrast, Study
 from temper.data.example import Row
 from temper.data.rows import Rows
@@ -13,10 +11,6 @@ from temper.synthesize.s3ft import S3FT
 
 NEW, KNOWN = "reverse", "sort"
 KEPT = ("copy", "shift", "swap", "duplicate")
-
-
-def styled(row: Row, style: str) -> Row:
-    return replace(row, content={**row.content, "completion": style.join(str(row.content["completion"]))})
 
 
 def measure(bench: Bench) -> dict[str, float]:
@@ -33,9 +27,8 @@ def measure(bench: Bench) -> dict[str, float]:
     target = [row for skill in (NEW, KNOWN) for row in bench.rows(skill, 60, "test")]
 
     def accuracies(name: str, rows: list[Row]) -> dict[str, float]:
-        model = bench.base("tiny")
         # In development 1e-3 in 60 steps kept less, and taught less of reverse, than 5e-4 in 120, in both arms.
-        bench.fit(model, Rows.from_rows(rows, name), tune="full", lr=5e-4, steps=80)
+        model = bench.tuned("tiny", Rows.from_rows(rows, name), lr=5e-4, steps=80)
         return {
             f"{name}, kept": bench.exact_match(model, kept),
             f"{name}, target": bench.exact_match(model, target, ignored=",_"),

@@ -14,7 +14,8 @@ from temper.synthesize.teachers.base import Teacher
 class LabTeacher(Teacher, name="lab"):
     """Write further questions of the same skill and level, with true answers.
 
-    The skill is named by the row's column `task`, the level by `level`. Questions are of the train split only.
+    The skill is named by the row's column `task`, the level by `level`; of a row that does not say its level, questions
+    of all levels are written that the skill draws by default. Questions are of the train split only.
 
     Source: the lab; it stands for a strong model that never errs.
     """
@@ -26,13 +27,17 @@ class LabTeacher(Teacher, name="lab"):
             raise SettingError("teacher", "lab", reason, f"teach rows of the lab; {nearest(str(task), known)}")
         skill = Skill.parse(task)
         generator = random.Random(f"{task} {seed}")
-        level = row.columns.get("level", 0 if skill.domain() else None)
-        if not isinstance(level, int):
+        level, (low, high) = row.columns.get("level"), skill.lengths or (1, 1)
+        if not (level is None or isinstance(level, int)):
             reason = f"cannot write questions of the level {level!r} of {row.origin}"
             raise SettingError("teacher", "lab", reason, "teach rows of the lab, whose column `level` is a number")
+        domain = skill.domain()
         found: dict[str, None] = {}
         for _ in range(DRAWS_PER_ROW * num):
-            argument = skill.draw(generator, level)
+            if domain is not None:
+                argument = generator.choice(domain)
+            else:
+                argument = skill.draw(generator, generator.randint(low, high) if level is None else level)
             if not skill.in_test(argument):
                 found[argument] = None
             if len(found) == num:
