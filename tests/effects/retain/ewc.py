@@ -9,7 +9,8 @@ from effects.forgetting import after, sources, told
 from effects.study import Contrast, Study
 from temper.core.schedule import Moment
 from temper.models.model import Model
-from temper.retain.ewc import Consolidation, ElasticWeightConsolidation
+from temper.retain.ewc import ElasticWeightConsolidation
+from temper.retain.importance import Consolidation
 from temper.retain.l2_start import Anchor, L2Start
 from temper.signals.setup import Setup
 
@@ -32,7 +33,7 @@ class DealtConsolidation(ElasticWeightConsolidation):
     """EWC without its idea: which number is important is no longer known."""
 
     def build(self, model: Model, setup: Setup) -> Dealt:
-        return Dealt(model, setup, self.strength, setup.examples(self.of, self.examples))
+        return Dealt(self, model, setup, setup.examples(self.of, self.examples))
 
 
 class Elsewhere(L2Start):
