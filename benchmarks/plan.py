@@ -4,6 +4,7 @@
 
 Peak memory is what the system reports of the training process (VmHWM since the stage began), with the C library's own
 allocator in its own settings: no variable that changes it is set. The base of each recipe is a new random model.
+`--write` puts the table in the place of the page's own after each configuration, and leaves its words.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -27,6 +27,7 @@ from temper.models.load import new_model, save_model
 
 STEPS = 4
 ALLOWED = 0.10
+COLUMNS = "| configuration | predicted, MiB | measured, MiB | error |"
 
 
 class Case(NamedTuple):
@@ -147,7 +148,6 @@ def measure(case: Case) -> dict[str, Any]:
     assert (stage["steps"], stage["tokens"], stage["flops"]) == (cost["steps"], cost["tokens"], cost["flops"])
     return {
         "name": case.name,
-        "parameters": planned["parameters"],
         "predicted": stage["memory_bytes"],
         "measured": cost["peak_memory_bytes"],
         "error": stage["memory_bytes"] / cost["peak_memory_bytes"] - 1,
@@ -172,32 +172,21 @@ def main() -> None:
                 f" {row['error']:+7.1%}  time {row['seconds']:+7.0%}",
                 flush=True,
             )
+            if arguments.write:
+                words = arguments.write.read_text(encoding="utf-8").partition(COLUMNS)[0]
+                arguments.write.write_text(words + table(rows), encoding="utf-8")
     worst = max(abs(row["error"]) for row in rows)
     print(f"{len(rows)} configurations, worst error {worst:.1%}")
-    if arguments.write:
-        arguments.write.write_text(page(rows), encoding="utf-8")
     sys.exit(worst > ALLOWED)
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    """Return the table as a page."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of a page."""
     lines = [
-        f"| {row['name']} | {row['parameters'] / 1e6:.1f} M | {row['predicted'] / 2**20:,.0f} |"
-        f" {row['measured'] / 2**20:,.0f} | {row['error']:+.1%} | {row['seconds']:+.0%} |"
+        f"| {row['name']} | {row['predicted'] / 2**20:,.0f} | {row['measured'] / 2**20:,.0f} | {row['error']:+.1%} |"
         for row in rows
     ]
-    worst = max(abs(row["error"]) for row in rows)
-    return (
-        "# What `temper plan` predicts, and what is measured\n\n"
-        "`python benchmarks/plan.py --write docs/plan.md` plans and runs each recipe in processes of their own. Peak "
-        "memory is what Linux reports of the training process (VmHWM since the stage began), with glibc's allocator "
-        f"in its own settings, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}. A name says family, "
-        "width x blocks, vocabulary, what trains, precision, longest document and the recomputed share. "
-        f"{len(rows)} configurations, largest error {worst:.1%}.\n\n"
-        "The error of the time is that of a short training on a busy machine; it is an estimate.\n\n"
-        "| configuration | parameters | predicted, MiB | measured, MiB | error | error of the time |\n"
-        "|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
-    )
+    return "\n".join([COLUMNS, "|---|---|---|---|", *lines, ""])
 
 
 if __name__ == "__main__":

@@ -1,110 +1,118 @@
 """What the C library's allocator holds for the tensors of a program: their bytes, and the holes between them.
 
-glibc serves a request from the smallest free chunk that fits, else from the end of its heap, else from the system:
-as a mapping of its own where the request reaches a threshold, which rises to the size of whatever mapping is let go
-of (up to 32 MiB). PyTorch asks for multiples of 64 bytes, for which glibc looks for 96 bytes more than it keeps: so a
-chunk that was let go of is never found for a tensor of the same size unless a neighbour is free as well. That is one
-reason why a training process holds more than its tensors.
+glibc gives a request the smallest free chunk that fits, else the end of its heap; what is let go of becomes one chunk
+with its free neighbours. PyTorch asks for tensors that begin at a multiple of 64 bytes, for which glibc before 2.38
+looks for 96 bytes more than it keeps. The two ends that are left over are soon taken by small objects, so that a chunk
+that was let go of seldom serves a tensor of its own size again, and a training process holds more than its tensors.
 
-Real heaps hold more than this one: measured peaks lie up to 37 % above what is predicted (`docs/plan.md`). Small
-objects that lie between tensors and keep free neighbours apart are not followed here, which may be why.
+How much more hangs on every request and its order. So no rule of the library is told again here: the requests are made
+in a process of their own, of the library that this process uses and with its settings, and that process says where its
+heap ends. What it is given is never written to, so it takes up addresses and no memory. With each tensor's numbers come
+the small objects that PyTorch makes for it. The same requests with two of these the other way round end in heaps that
+differ by a tenth or more, and so do two trainings: several such orders are drawn, and their mean is what is returned.
 
-Sizes and rules are those of glibc 2.36's `malloc.c` for one thread. Chunks below a page are left out.
+This file is run as a script: it imports nothing but the standard library.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
-from bisect import bisect_left, insort
+import random
+import subprocess
+import sys
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
-KIB, MIB = 2**10, 2**20
-HEADER, ALIGNMENT, ROUNDING = 16, 64, 96
-FIRST_THRESHOLD, HIGHEST_THRESHOLD, TOP_PAD = 128 * KIB, 32 * MIB, 128 * KIB
-LEAST_TO_TRIM = 64 * KIB
-PAGE = 4096
-
-
-class Heap:
-    """The allocator of a process, replayed: `allocate` and `release` by a key of the caller's."""
-
-    def __init__(self) -> None:
-        self.threshold, self.trim_threshold = FIRST_THRESHOLD, FIRST_THRESHOLD
-        self._free: list[tuple[int, int]] = []
-        """free chunks as (size, start), sorted"""
-        self._size_at: dict[int, int] = {}
-        self._start_before: dict[int, int] = {}
-        """free chunks by their start, and by their end"""
-        self._top = self._end = self._touched = self._mapped = 0
-        self._used: dict[int, tuple[int | None, int]] = {}
-
-    @property
-    def resident_bytes(self) -> int:
-        """What the process holds of the system's memory."""
-        return self._touched + self._mapped
-
-    def allocate(self, key: int, size: int) -> None:
-        """Take a chunk for `size` bytes, all of which are written to."""
-        kept = -(-(size + HEADER) // ALIGNMENT) * ALIGNMENT
-        wanted = kept + ROUNDING
-        place = bisect_left(self._free, (wanted, -1))
-        if place < len(self._free):
-            found, start = self._free[place]
-            self._take(start)
-            if found > kept:
-                self._give(start + kept, found - kept)
-        elif self._end - self._top < wanted + HEADER * 2 and wanted >= self.threshold:
-            kept = -(-(kept + HEADER) // PAGE) * PAGE
-            self._used[key] = (None, kept)
-            self._mapped += kept
-            return
-        else:
-            if self._end - self._top < wanted + HEADER * 2:
-                self._end = -(-(self._top + wanted + TOP_PAD) // PAGE) * PAGE
-            start = self._top
-            self._top += kept
-            self._touched = max(self._touched, self._top)
-        self._used[key] = (start, kept)
-
-    def release(self, key: int) -> None:
-        """Let a chunk go."""
-        start, size = self._used.pop(key)
-        if start is None:
-            self._mapped -= size
-            if self.threshold < size <= HIGHEST_THRESHOLD:
-                self.threshold, self.trim_threshold = size, 2 * size
-            return
-        if start in self._start_before:
-            before = self._start_before[start]
-            size += self._take(before)
-            start = before
-        if start + size in self._size_at:
-            size += self._take(start + size)
-        if start + size == self._top:
-            self._top = start
-        else:
-            self._give(start, size)
-        if size >= LEAST_TO_TRIM and self._end - self._top >= self.trim_threshold:
-            self._end = -(-(self._top + TOP_PAD) // PAGE) * PAGE
-            self._touched = min(self._touched, self._end)
-
-    def _give(self, start: int, size: int) -> None:
-        insort(self._free, (size, start))
-        self._size_at[start] = size
-        self._start_before[start + size] = start
-
-    def _take(self, start: int) -> int:
-        size = self._size_at.pop(start)
-        del self._start_before[start + size]
-        del self._free[bisect_left(self._free, (size, start))]
-        return size
+ALIGNMENT = 64
+STORAGE, TENSOR, VERSION = 96, 176, 24
+"""bytes of PyTorch's objects for a tensor: the storage's, made before its numbers, the tensor's and its version's, made
+after them (as PyTorch 2.13 asks for them)"""
+IS_MAPPED, HEADER, PAGE = 2, 16, 4096
+LARGEST_IN_HEAP = 32 * 2**20 - 2 * PAGE
+"""glibc raises its threshold for mappings to the size of what is let go of, to this at most"""
+DRAWS = 8
 
 
 def is_modelled() -> bool:
-    """Whether this process uses the allocator that is described here, with the settings that it comes with."""
+    """Whether this process uses glibc's allocator."""
     if platform.libc_ver()[0] != "glibc":
         return False
-    is_set = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    return not is_set and not any(name in maps for name in ("jemalloc", "tcmalloc", "mimalloc"))
+    return not any(name in maps for name in ("jemalloc", "tcmalloc", "mimalloc"))
+
+
+def held_bytes(events: Sequence[int], sizes: Sequence[int]) -> list[int] | None:
+    """Return what a process holds for tensors after each event, None where that cannot be found out.
+
+    Args:
+        events: number + 1 of a tensor that comes, its negative where it goes.
+        sizes: of each tensor, in bytes.
+    """
+    if not is_modelled():
+        return None
+    written = array("q", [len(sizes), *sizes, *events]).tobytes()
+    drawn: list[array[int]] = []
+    for seed in range(DRAWS):
+        command = [sys.executable, "-S", "-s", "-P", __file__, str(seed)]
+        # Strings get the same hashes in every such process, and so its heap begins in the same order.
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        done = subprocess.run(command, input=written, capture_output=True, env=environment, check=False)
+        if done.returncode != 0:  # such as where the system refuses so many addresses
+            return None
+        drawn.append(array("q", done.stdout))
+    return [sum(held) // DRAWS for held in zip(*drawn, strict=True)]
+
+
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(None)
+    for name, arguments in (("malloc", 1), ("memalign", 2), ("sbrk", 1), ("free", 1)):
+        function = getattr(library, name)
+        function.argtypes, function.restype = [ctypes.c_size_t] * arguments, ctypes.c_size_t
+    library.free.restype = None
+    return library
+
+
+def _replay(events: Sequence[int], sizes: Sequence[int], seed: int) -> array[int]:
+    """Make the requests, and return what is held after each event."""
+    library, order = _library(), random.Random(seed)
+    malloc, memalign, free, heap_end = library.malloc, library.memalign, library.free, library.sbrk
+    made: list[tuple[int, ...]] = [()] * len(sizes)
+    held = array("q", bytes(8 * len(events)))
+    free(malloc(LARGEST_IN_HEAP))  # a process that has loaded a model has had and let go of what is as large
+    begin, mapped = heap_end(0), 0
+    for place, event in enumerate(events):
+        number = abs(event) - 1
+        size = max(1, sizes[number])
+        if event > 0:
+            storage, numbers = malloc(STORAGE), memalign(ALIGNMENT, size)
+            if not numbers:
+                raise MemoryError(size)
+            small = {wanted: malloc(wanted) for wanted in order.sample((TENSOR, VERSION), 2)}
+            made[number] = small[VERSION], numbers, storage, small[TENSOR]  # as they go
+            mapped += _mapped_bytes(numbers, size)
+        else:
+            mapped -= _mapped_bytes(made[number][1], size)
+            for address in made[number]:
+                free(address)
+        held[place] = heap_end(0) - begin + mapped
+    return held
+
+
+def _mapped_bytes(address: int, size: int) -> int:
+    """Return the bytes of a mapping of its own, 0 where a chunk lies in the heap: glibc notes it before the chunk."""
+    is_mapped = ctypes.c_size_t.from_address(address - 8).value & IS_MAPPED
+    return -(-(size + HEADER) // PAGE) * PAGE if is_mapped else 0
+
+
+def _main() -> None:
+    numbers = array("q")
+    numbers.frombytes(sys.stdin.buffer.read())
+    count = numbers[0]
+    sys.stdout.buffer.write(_replay(numbers[1 + count :], numbers[1 : 1 + count], int(sys.argv[1])).tobytes())
+
+
+if __name__ == "__main__":
+    _main()

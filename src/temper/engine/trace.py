@@ -5,7 +5,7 @@ Decisions:
   that have shape, type and device and no content, and two of its optimizer steps run: their forward, backward and
   update are the loop's own functions. What they make and let go of is noted, one storage at a time.
 - The first step makes the optimizer's state and the second meets it; micro-batches are the largest of the stage.
-- On a CPU what counts is what the process holds: the allocator is replayed on the same sequence (`heap.py`), and
+- On a CPU what counts is what the process holds: the allocator is asked for the same sequence (`heap.py`), and
   the conversions that PyTorch's kernels make inside of an operation on mixed types are added, since they never
   come to light as tensors. On a GPU PyTorch's own count of allocated bytes is what is predicted.
 """
@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_iter
 
 from temper.core.schedule import Moment
 from temper.data.pack import Batch
-from temper.engine.heap import Heap, is_modelled
+from temper.engine.heap import held_bytes
 from temper.engine.layout import Whole, own
 from temper.engine.loop import Loop
 from temper.engine.precision import computing_in
@@ -142,19 +142,14 @@ class Ledger(TorchDispatchMode):
                 self.storages[found[1] - 1].kind = kind
 
     def peak(self, on_cpu: bool) -> Memory:
-        """Replay what was noted and return its peak."""
-        heap = Heap() if on_cpu and is_modelled() else None
+        """Return the peak of what was noted."""
+        by_process = held_bytes(self.events, [storage.size for storage in self.storages]) if on_cpu else None
         held = tensors = most = moment = 0
         for place, event in enumerate(self.events):
             size = self.storages[abs(event) - 1].size
             held += size if event > 0 else -size
             tensors = max(tensors, held)
-            if heap is not None:
-                if event > 0:
-                    heap.allocate(event, size)
-                else:
-                    heap.release(-event)
-            resident = held if heap is None else max(held, heap.resident_bytes)
+            resident = held if by_process is None else max(held, by_process[place])
             if place < self.start:
                 tensors = held
             elif resident > most:
