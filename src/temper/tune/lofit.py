@@ -26,6 +26,8 @@ from temper.tune.heads import Heads
 class LoFiTTuning(Tuning):
     """Scalings or offsets at work on one model."""
 
+    moves_numbers: ClassVar[bool] = True
+
     def __init__(self, model: Model, settings: LoFiT) -> None:
         model.module.requires_grad_(False)
         self.model, self.settings = model, settings
