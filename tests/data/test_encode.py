@@ -54,7 +54,7 @@ def characters(parts: list[tuple[str, bool]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(messages=conversations())
 def test_tokens_and_mask_of_every_style(style: Style, messages: list[dict[str, str]]) -> None:
     tokenizer, messages = TOKENIZERS[style.name], fitted(style, messages)
@@ -157,7 +157,7 @@ def test_weights_of_messages_and_spans(style: Style, is_certain: bool, monkeypat
 
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(messages=conversations())
 def test_exchanging_a_message_finds_what_the_skeleton_finds(style: Style, messages: list[dict[str, str]]) -> None:
     if style.name in ("generation", "qwen3"):
@@ -228,7 +228,7 @@ def completion(prompt: Any, answer: Any, **more: Any) -> Row:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "words"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(prompt=turn_text, answer=turn_text)
 def test_plain_completions(kind: str, prompt: str, answer: str) -> None:
     tokenizer = {"bytes": BYTES, "words": WORDS}[kind]

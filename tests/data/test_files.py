@@ -21,7 +21,7 @@ from temper.data.example import Row
 from temper.data.rows import Rows
 from temper.data.source import Source
 
-fast = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fast = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 plain = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
     lambda text: bool(text.strip())

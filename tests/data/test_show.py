@@ -27,7 +27,7 @@ EXAMPLE = Example((Encoder(CHATML, 512).supervised(ROW),), {}, ROW.origin)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(alphabet="ab é😀☃ \n", min_size=1, max_size=30))
 def test_pieces_make_up_the_whole_text(kind: str, text: str) -> None:
     tokens = KINDS[kind](text).input_ids

@@ -37,7 +37,7 @@ def test_rows_encoded_beforehand_and_while_training_give_the_same_steps() -> Non
     assert early == late
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 30), st.booleans(), st.floats(0.05, 0.6))
 def test_any_step_can_be_continued_from(stop: int, by_tokens: bool, share: float) -> None:
     def steps() -> Steps:
@@ -187,7 +187,7 @@ def test_counting_goes_on_where_it_was_left() -> None:
     assert len(one["bad"]) == 30 and one["rows"] == 3000
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 400), st.booleans(), st.floats(0.05, 0.6), st.integers(0, 30))
 def test_a_budget_of_tokens_ends_with_the_example_that_reaches_it(
     tokens: int, by_tokens: bool, share: float, stop: int

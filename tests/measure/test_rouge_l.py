@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -27,7 +27,6 @@ def score(expected: str, written: str, **chosen: object) -> float:
     return float(suite.judge([to_question(row)], [written])[0])
 
 
-@settings(deadline=None)
 @given(TEXTS, TEXTS)
 def test_it_is_googles(expected: list[str], written: list[str]) -> None:
     one, other = " ".join(["word", *expected]), " ".join(written)
@@ -39,7 +38,6 @@ def test_it_is_googles(expected: list[str], written: list[str]) -> None:
             assert score(one, other, beta=beta) == pytest.approx(whole, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from("abcd"), max_size=70), st.lists(st.sampled_from("abcd"), max_size=70))
 def test_the_common_length_is_that_of_the_table(one: list[str], other: list[str]) -> None:
     """Longer than a machine word, too."""

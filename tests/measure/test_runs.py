@@ -20,7 +20,7 @@ def test_student_equals_scipy(freedom: int) -> None:
         assert student_quantile(freedom, level) == pytest.approx(stats.t.ppf((1 + level) / 2, freedom), rel=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=8).filter(lambda values: max(values) - min(values) > 1e-3))
 def test_interval_equals_scipy(values: list[float]) -> None:
     interval = mean_interval(values)
@@ -55,7 +55,7 @@ def test_few_runs_and_equal_ones() -> None:
 numbers = st.integers(0, 6).map(float)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(numbers, numbers), max_size=12))
 def test_front_equals_a_comparison_of_all_pairs(points: list[tuple[float, float]]) -> None:
     def is_beaten(point: tuple[float, float]) -> bool:

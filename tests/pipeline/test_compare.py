@@ -49,7 +49,7 @@ def document(**changes: Any) -> Document:
 # What is varied.
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(plain, min_size=1, max_size=4))
 def test_values_split_at_top_level_commas_only(values: list[Any]) -> None:
     assert read_vary([f"train.x={','.join(json.dumps(value) for value in values)}"]) == {"train.x": values}

@@ -160,7 +160,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(KEY, JSON, max_size=4))
 def test_json_is_yaml(value: dict[str, Any]) -> None:
     """Any JSON object reads as itself (characters that YAML forbids are escaped in JSON)."""

@@ -150,7 +150,7 @@ def test_a_data_stage_counts_by_its_key() -> None:
     assert planned(written(3, "curate"))["a"].data == ("curate",)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_keys_does_not_count(random: Any) -> None:
     def shuffled(value: Any) -> Any:
@@ -166,7 +166,7 @@ def test_the_order_of_keys_does_not_count(random: Any) -> None:
 NUMBERS = {"lr": 1e-7, "steps": 77, "micro_tokens": 77, "max_length": 77, "clip": 7.7, "spike": 7.7, "seed": 77}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2), st.sampled_from(sorted(NUMBERS)))
 def test_any_changed_setting_changes_the_stage_and_its_followers(stage: int, key: str) -> None:
     name = WRITTEN["stages"][stage]["name"]

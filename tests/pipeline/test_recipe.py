@@ -256,7 +256,7 @@ FULL = Recipe.parse(yaml.safe_load(TEXT)).model_dump(mode="json")
 KEYS = [path for path in settings_of({"stages": FULL["stages"][:2], "measure": FULL["measure"]}) if len(path) > 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(KEYS), st.integers(0, 30), st.sampled_from("xqz_"))
 def test_a_misspelt_key_is_named(path: tuple[Any, ...], place: int, letter: str) -> None:
     """Whatever key of whatever depth is misspelt, the error names where it stands."""
@@ -310,7 +310,7 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(RECIPES)
 def test_a_recipe_comes_back_from_its_yaml(written: dict[str, Any]) -> None:
     recipe = Recipe.parse(written)

@@ -90,7 +90,7 @@ def test_values_can_be_read_off_the_picture(is_log: bool) -> None:
 
 
 @given(st.lists(anything, min_size=1, max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_numbers_make_a_picture_inside_its_frame(values: list[float | None]) -> None:
     steps = [float(step) for step in range(1, len(values) + 1)]
     svg = line_chart("<Loss & more>", [Line('"loss"', steps, values, "raw")], description="a < b")

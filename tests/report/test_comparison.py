@@ -108,7 +108,7 @@ def test_one_seed_has_no_cross() -> None:
     assert '"cross' in View(a_record()).picture("loss", is_wide=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 26), st.integers(0, 10**6), st.booleans())
 @example(25, 3885, True)  # so crowded a corner that no place around a point was free
 def test_names_cover_no_name_and_stay_in_the_frame(num: int, seed: int, is_wide: bool) -> None:
