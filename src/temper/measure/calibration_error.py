@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -28,6 +29,8 @@ class ExpectedCalibrationError(Suite, name="expected_calibration_error"):
 
     Paper: On Calibration of Modern Neural Networks, arXiv:1706.04599, equation 3 (bins of equal width, M = 15).
     """
+
+    example: ClassVar[dict[str, Any]] = {"of": "lab/copy"}
 
     of: Suite = Field(description="a suite whose answers are right or wrong")
     bins: int = Field(15, ge=1, description="M: bins of equal width over confidences from 0 to 1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ class GreedySoup(Merge, name="greedy_soup"):
     Paper: Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
     inference time, arXiv:2203.05482, recipe 1.
     """
+
+    example: ClassVar[dict[str, Any]] = {"by": "lab/copy"}
 
     by: Suite = Field(description="held-out suite by which models are chosen")
 

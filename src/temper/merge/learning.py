@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -83,6 +83,8 @@ class Coefficients:
 
 class Learned(Merge):
     """Settings of a method that learns its coefficients on rows."""
+
+    example: ClassVar[dict[str, Any]] = {"data": [{"lab": {"skill": "copy", "num": 8}}]}
 
     data: tuple[Source, ...] = Field(min_length=1, description="sources of the rows that are learned on, held out")
     objective: Objective = Field(default_factory=lambda: Objective.parse("sft"), description="the loss that is lowered")

@@ -7,9 +7,9 @@ Decisions:
 - A pair is one small recipe: the stages that take the two, and the stage that trains (the kind with the most choices),
   which makes two steps. It goes through the recipe's own validation and the stages' own `run`.
 - The rows' format is one that all methods of the recipe take, where there is one.
-- `works`, `refused` (a setting or a model is refused with its reason, an answer), `defect` (any other error: something
-  broke where it should have worked or refused), `untried` (a package that is not installed, a setting that has
-  neither a default nor an example).
+- `works`, `refused` (a setting, a row or a model is refused with its reason, an answer), `defect` (any other error:
+  something broke where it should have worked or refused), `untried` (a package that is not installed, a setting that
+  has neither a default nor an example).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
-from temper.core.errors import MissingExtra, ModelError, SettingError, nearest
+from temper.core.errors import DataError, MissingExtra, ModelError, SettingError, nearest
 from temper.core.files import write_json
 from temper.core.methods import AXES, Method, axes_in, methods_in
 from temper.data.source import Source
@@ -132,7 +132,7 @@ class Probe:
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 self._go(Recipe.parse(self.recipe(methods)))
-        except (SettingError, ModelError, PydanticCustomError) as error:
+        except (SettingError, DataError, ModelError, PydanticCustomError) as error:
             return "refused", " ".join(str(error).split())
         except MissingExtra as error:
             return "untried", str(error)

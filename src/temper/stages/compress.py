@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -29,6 +30,8 @@ BYTES_BEFORE = 2
 
 class CompressStage(Stage, name="compress"):
     """Make the change that a stage made, or its whole model, smaller."""
+
+    example: ClassVar[dict[str, Any]] = {"method": "compeft"}
 
     method: Compress = Field(description="how it is made small")
     of: str | None = Field(None, description="the stage whose model is made small; the nearest before, if not given")

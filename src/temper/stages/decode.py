@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ from temper.stages.base import Context, Outcome, Stage
 
 class DecodeStage(Stage, name="decode"):
     """Combine what several models say of each next token."""
+
+    example: ClassVar[dict[str, Any]] = {"method": "contrastive", "of": ["train", "base"]}
 
     method: Decode = Field(description="how they are combined")
     of: list[str] = Field(min_length=1, description="the stages (or `base`) whose models are combined, in order")

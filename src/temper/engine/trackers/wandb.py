@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from temper.core.errors import MissingExtra
+from temper.core.errors import MissingExtra, SettingError
 from temper.engine.trackers.base import Tracker, Tracking
 
 
@@ -40,6 +40,11 @@ class WeightsAndBiases(Tracker, name="wandb"):
         except ImportError as error:
             raise MissingExtra("wandb", self.extra, "track: wandb") from error
         # The folder's name holds the stage's hash, so a continued stage continues its run.
-        return _Tracking(
-            wandb.init(project=self.project, name=stage, id=folder.name, dir=folder, resume="allow", mode=self.mode)
-        )
+        try:
+            run = wandb.init(
+                project=self.project, name=stage, id=folder.name, dir=folder, resume="allow", mode=self.mode
+            )
+        except wandb.Error as error:
+            fix = "run `wandb login`, or set it to offline"
+            raise SettingError("track.wandb.mode", self.mode, f"cannot begin a run ({error})", fix) from error
+        return _Tracking(run)
