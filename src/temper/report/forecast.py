@@ -13,7 +13,7 @@ from rich.text import Text
 from temper.report import format as fmt
 
 COLUMNS = ("stage", "does", "reads", "steps", "tokens", "FLOPs", "memory", "time")
-CAUTION = "Time is an estimate; on a CPU memory may be a fourth more than is predicted, and is mostly within a tenth."
+CAUTION = "Time is an estimate; on a CPU memory is mostly within a tenth of what is predicted."
 
 
 def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
