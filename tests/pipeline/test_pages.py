@@ -48,7 +48,7 @@ def texts(folder: Path) -> dict[str, str]:
 
 def test_committed_pages_are_the_generated_ones(generated: Path, root: Path) -> None:
     # From the place of the generated pages, it is another way to the table of combinations.
-    table = re.compile(r"\(\S*/combinations\.md\)")
+    table = re.compile(r"\([^()\s]*/combinations\.md\)")
     moved = {path: table.sub("(../../combinations.md)", text) for path, text in texts(generated).items()}
     assert texts(root / "docs" / "methods") == moved, "run `make docs` and commit what it writes"
 
