@@ -9,11 +9,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from temper.engine.distributed import World
-from temper.engine.layout import Layout
+from temper.engine.layout import Layout, whole
+from training import make_loop
 
 Work = Callable[[World], None]
 
@@ -65,3 +70,17 @@ def wait(pids: Sequence[int], seconds: float = 300.0) -> list[int]:
 def together(size: int, work: Work, layout: Layout | None = None) -> None:
     """Do work on `size` processes, all of which must end well."""
     assert wait(start(size, work, layout)) == [0] * size
+
+
+def trained_divided(folder: Path, **settings: Any) -> dict[str, Tensor]:
+    """Return what a loop has trained that two processes share, each with a half of every tensor."""
+
+    def work(world: World) -> None:
+        loop = make_loop(folder, world=world, **settings)
+        loop.run()
+        found = {name: whole(parameter.detach()).clone() for name, parameter in loop.trained}
+        if world.is_main:
+            save_file(found, folder / "trained.safetensors")
+
+    together(2, work, Layout.parse("fsdp=2"))
+    return load_file(folder / "trained.safetensors")

@@ -13,6 +13,8 @@ import torch
 
 from families import FAMILIES, tiny
 from temper.core.errors import TrainingError
+from temper.core.schedule import Moment
+from temper.data.pack import Batch
 from temper.engine.loop import Loop, Validation, to_batches
 from temper.objectives.base import Loss
 from temper.optim.base import Optim
@@ -147,11 +149,13 @@ def test_a_spike_stops_and_names_the_example(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("begins_anew", [True, False])
-def test_a_tuner_that_begins_anew_is_no_spike_and_one_that_goes_on_is(begins_anew: bool, tmp_path: Path) -> None:
+def test_a_tuner_that_begins_anew_is_no_spike_and_one_that_goes_on_is(
+    begins_anew: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop = make_loop(tmp_path, made=examples(tuple([9] * 40)), num_steps=60, batch_size=4)
     whole, steps = loop.target.loss, iter(range(60))
 
-    def lost(batch, moment):  # type: ignore[no-untyped-def]
+    def lost(batch: Batch, moment: Moment) -> Loss:
         loss = whole(batch, moment)
         return loss if moment.step < 30 else Loss(loss.total * 50, loss.document_B)
 
@@ -160,8 +164,8 @@ def test_a_tuner_that_begins_anew_is_no_spike_and_one_that_goes_on_is(begins_ane
             return None
         return {name: torch.full(p.shape, -1) for name, p in loop.tuning.parameters()} if begins_anew else {}
 
-    loop.target.loss = lost  # type: ignore[method-assign]
-    loop.tuning.take_change = change  # type: ignore[method-assign]
+    monkeypatch.setattr(loop.target, "loss", lost)
+    monkeypatch.setattr(loop.tuning, "take_change", change)
     if begins_anew:
         assert loop.run()["steps"] == 60
     else:

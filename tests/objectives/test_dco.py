@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from families import tiny
 from objective_rows import encoded, gradients, setup_of
-from processes import together
+from processes import trained_divided
 from temper.core.schedule import Moment
 from temper.data.pack import pack
-from temper.engine.distributed import World
-from temper.engine.layout import Layout, whole
 from temper.objectives.base import Objective
 from temper.objectives.dco import log_coverage
 from training import make_loop, trained
@@ -94,16 +91,7 @@ def test_divided_among_two_processes_it_takes_the_same_steps(tmp_path: Path) -> 
     """With AdamW's eps so large that it makes no step of a gradient's rounding."""
     settings = {"objective": "dco", "optimizer": {"adamw": {"eps": 1e-3}}, "num_steps": 6, "batch_size": 6}
     alone = trained(make_loop(tmp_path / "alone", **settings))
-
-    def work(world: World) -> None:
-        loop = make_loop(tmp_path / "two", world=world, **settings)
-        loop.run()
-        found = {name: whole(parameter.detach()).clone() for name, parameter in loop.trained}
-        if world.is_main:
-            save_file(found, tmp_path / "trained.safetensors")
-
-    together(2, work, Layout.parse("fsdp=2"))
-    found = load_file(tmp_path / "trained.safetensors")
+    found = trained_divided(tmp_path / "two", **settings)
     for name, value in alone.items():
         # Sums over processes have another order: 1e-7 of a gradient, in steps of 3e-3.
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)

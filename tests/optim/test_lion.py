@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from processes import together
-from temper.engine.distributed import World
-from temper.engine.layout import Layout, whole
+from processes import trained_divided
 from temper.optim.base import Optim
 from temper.optim.lion import Lion
 from training import examples, make_loop, trained
@@ -91,16 +88,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 def test_divided_among_two_processes_it_takes_the_same_steps(tmp_path: Path) -> None:
     settings = {"optimizer": {"lion": {"weight_decay": 0.1}}, "num_steps": 6, "lr": 1e-3, "batch_size": 6}
     alone = trained(make_loop(tmp_path / "alone", **settings))
-
-    def work(world: World) -> None:
-        loop = make_loop(tmp_path / "two", world=world, **settings)
-        loop.run()
-        found = {name: whole(parameter.detach()).clone() for name, parameter in loop.trained}
-        if world.is_main:
-            save_file(found, tmp_path / "trained.safetensors")
-
-    together(2, work, Layout.parse("fsdp=2"))
-    found = load_file(tmp_path / "trained.safetensors")
+    found = trained_divided(tmp_path / "two", **settings)
     apart = torch.cat([(found[name] - value).abs().flatten() for name, value in alone.items()])
     # A sum over processes has another order: where an average is near zero its sign may turn, worth two steps.
     assert float((apart > 1e-6).float().mean()) < 1e-2 and float(apart.max()) < 6 * 2.01e-3
