@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from temper.models.cpu_attention import attend
+from temper.models.cpu_attention import Order, attend
 from temper.signals.head import CHUNK_VALUES, SummedLogprobs
 
 HEADS, WIDTH = 4, 64
@@ -44,10 +44,11 @@ def attention(documents: int, length: int, repeats: int) -> None:
     upstream = torch.randn(documents, HEADS, length, WIDTH).bfloat16()
     flat = [one.detach().transpose(1, 2).flatten(0, 1).requires_grad_() for one in made]
     flat_upstream = upstream.transpose(1, 2).flatten(0, 1)
+    order = Order.of([(documents, length)], HEADS)
     compare(
         f"attention, {documents} x {length:,} tokens",
         lambda: F.scaled_dot_product_attention(*made, is_causal=True).backward(upstream),
-        lambda: attend(*flat, [(documents, length)], scale=WIDTH**-0.5).backward(flat_upstream),
+        lambda: attend(*flat, [(documents, length)], (order, order), scale=WIDTH**-0.5).backward(flat_upstream),
         repeats,
     )
 

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from temper.models import cpu_attention
-from temper.models.cpu_attention import BLOCK
+from temper.models.attention import PackedLayout
+from temper.models.cpu_attention import BLOCK, Order
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None) -> Tensor:
     """One group of documents, heads before tokens, as the naive one takes them."""
     flat = (one.transpose(1, 2).flatten(0, 1) for one in (query, key, value))
     shape = (query.shape[0], query.shape[2])
-    return cpu_attention.attend(*flat, [shape], scale, window).unflatten(0, shape).transpose(1, 2)
+    orders = Order.of([shape], query.shape[1]), Order.of([shape], key.shape[1])
+    return cpu_attention.attend(*flat, [shape], orders, scale, window).unflatten(0, shape).transpose(1, 2)
 
 
 def naive(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
@@ -63,7 +65,31 @@ def test_values_and_gradients(
     wanted = [expected, *torch.autograd.grad(expected, exact, upstream.double())]
     for one, other in zip(found, wanted, strict=True):
         # bf16 rounds scores, weights and results to 1 in 256 each; the largest value bounds them.
-        assert float((one.double() - other.double()).abs().max()) <= 2**-5 * max(1.0, float(other.abs().max()))
+        assert float((one.double() - other.double()).detach().abs().max()) <= 2**-5 * max(
+            1.0, float(other.detach().abs().max())
+        )
+
+
+def test_a_run_of_unlike_documents_is_attended_to_one_by_one() -> None:
+    # Groups of several documents with padding, one of its own length, and one of more than a block; two heads to a key.
+    torch.manual_seed(0)
+    lengths = [9, BLOCK + 30, 12, 40, 1, 38, 90]
+    layout = PackedLayout.of(lengths)
+    assert layout.regrouping is not None and bool(layout.regrouping.is_padding_S.any()) and len(layout.groups) > 2
+    shapes = [(group.num_documents, group.length) for group in layout.groups]
+    made = [torch.randn(sum(lengths), heads, 16).bfloat16().requires_grad_() for heads in (4, 2, 2)]
+    out = cpu_attention.attend(*made, shapes, (layout.order(4), layout.order(2)), scale=0.3)
+    upstream = torch.randn_like(out)
+    found = [out, *torch.autograd.grad(out, made, upstream)]
+    parts = []
+    for rows in zip(*(one.split(lengths) for one in made), strict=True):
+        parts.append(naive(*(one.transpose(0, 1)[None] for one in rows), scale=0.3, window=None)[0].transpose(0, 1))
+    expected = torch.cat(parts)
+    wanted = [expected, *torch.autograd.grad(expected, made, upstream.double())]
+    for one, other in zip(found, wanted, strict=True):
+        assert float((one.double() - other.double()).detach().abs().max()) <= 2**-5 * max(
+            1.0, float(other.detach().abs().max())
+        )
 
 
 def test_no_gradient_no_memory() -> None:

@@ -32,6 +32,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from temper.models import cpu_attention
 from temper.models.autograd import apply
+from temper.models.cpu_attention import Order, Regrouping
 
 NAME = "temper_packed"
 
@@ -53,17 +54,6 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Regrouping:
-    """Slots that are not the tokens in their order."""
-
-    slots_S: Tensor
-    """int64, the token that stands in each slot (a document's last token in its padding)"""
-    is_padding_S: Tensor
-    inverse_T: Tensor
-    """int64, the slot of each token"""
-
-
-@dataclass(frozen=True)
 class PackedLayout:
     """Where each token of a flat run stands while attention is computed."""
 
@@ -74,6 +64,15 @@ class PackedLayout:
     """sliding-window masks by (length, window), made once for all blocks"""
     is_causal: bool = True
     """whether a token sees only what precedes it, or its whole document"""
+    orders: dict[int, Order] = field(default_factory=dict)
+    """by number of heads, made once for all blocks"""
+
+    def order(self, num_heads: int) -> Order:
+        """Return where that many heads of each token stand in attention on a CPU."""
+        if num_heads not in self.orders:
+            shapes = [(group.num_documents, group.length) for group in self.groups]
+            self.orders[num_heads] = Order.of(shapes, num_heads, self.regrouping)
+        return self.orders[num_heads]
 
     @staticmethod
     def of(lengths: Sequence[int], device: torch.device | str = "cpu", is_causal: bool = True) -> PackedLayout:
@@ -194,21 +193,21 @@ def packed_attention(
 
     dtype = _computed_in(query)
     flat = [heads.transpose(1, 2)[0].to(dtype) for heads in (query, key, value)]
-    if packed.regrouping is not None:
-        flat = [apply(_ToSlots, x, packed.regrouping) for x in flat]
-    query_SHE, key_SKE, value_SKE = flat
     shapes = [(group.num_documents, group.length) for group in packed.groups]
     if query.device.type == "cpu" and dtype == torch.bfloat16 and packed.is_causal and softcap is None and not dropout:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        joined = cpu_attention.attend(query_SHE, key_SKE, value_SKE, shapes, scale, sliding_window)
-    else:
-        parts = []
-        sizes = [math.prod(shape) for shape in shapes]
-        for shape, *rows in zip(shapes, *(x.split(sizes) for x in flat), strict=True):
-            query_GL, key_GL, value_GL = (x.unflatten(0, shape).transpose(1, 2) for x in rows)
-            out = _attend(query_GL, key_GL, value_GL, packed, dropout, scaling, sliding_window, softcap)
-            parts.append(out.transpose(1, 2).flatten(0, 1))
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        query_THE, key_TKE, value_TKE = flat
+        orders = packed.order(query_THE.shape[1]), packed.order(key_TKE.shape[1])
+        return cpu_attention.attend(query_THE, key_TKE, value_TKE, shapes, orders, scale, sliding_window)[None], None
+    if packed.regrouping is not None:
+        flat = [apply(_ToSlots, x, packed.regrouping) for x in flat]
+    parts = []
+    sizes = [math.prod(shape) for shape in shapes]
+    for shape, *rows in zip(shapes, *(x.split(sizes) for x in flat), strict=True):
+        query_GL, key_GL, value_GL = (x.unflatten(0, shape).transpose(1, 2) for x in rows)
+        out = _attend(query_GL, key_GL, value_GL, packed, dropout, scaling, sliding_window, softcap)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
     if packed.regrouping is not None:
         joined = apply(_ToTokens, joined, packed.regrouping)
     return joined[None].contiguous(), None
