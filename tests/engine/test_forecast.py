@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
+import weakref
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,21 @@ def test_the_rest_of_a_start_that_is_not_zero_is_held_too() -> None:
 def test_a_small_model_is_timed_with_what_looks_at_rows_first() -> None:
     chosen = settings(tune=LOOKING["corda"])
     assert measure_speed(make, chosen, prepared(chosen)).flops_per_second > 0
+
+
+def test_nothing_of_the_small_model_is_held_when_it_has_been_timed() -> None:
+    """What the process holds then counts as the process' own."""
+    chosen = settings()
+    data, made = prepared(chosen), []
+
+    def watched() -> Model:
+        model = make()
+        made.extend(weakref.ref(parameter) for parameter in model.module.parameters())
+        return model
+
+    measure_speed(watched, chosen, data)
+    gc.collect()
+    assert made and not [one for one in made if one() is not None]
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:

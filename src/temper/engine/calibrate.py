@@ -100,6 +100,7 @@ def measure_speed(make: Callable[[], Model], settings: FitSettings, data: Data) 
         best_pass = min(best_pass, passed - started)
         best_update = min(best_update, time.perf_counter() - passed)
     tuning.detach()
+    data.mean_loss = None  # holds the loop, and so the model and the optimizer's state
     operations = sum(loop.flops.count(batch) for batch in batches)
     numbers = sum(parameter.numel() for _, parameter in loop.trained)
     return Speed(operations / best_pass, numbers / best_update)
