@@ -9,7 +9,7 @@ from effects.forgetting import nothing_to_forget, relearnt
 from effects.study import Contrast, Study
 
 STEPS = 60
-LR = {"full": 1e-3, "hft": 1e-3, "hft, faster": 2e-3}  # at twice the rate HFT learns as fast as full tuning
+LR = {"full": 5e-4, "full, faster": 1e-3, "hft": 1e-3}  # at 5e-4 full tuning learns about as much as HFT at 1e-3
 FIRST, SECOND = "sort_descending", "rotate"
 
 
@@ -38,11 +38,13 @@ STUDY = Study(
         Contrast("HFT keeps more of what the base knew", "hft: kept", "full: kept", "below"),
         Contrast("it keeps more of the first stage", "hft: first", "full: first", "below"),
         Contrast("it learns more in the last stage", "hft: second", "full: second", "below"),
-        Contrast("at twice the rate it keeps more than full tuning", "hft, faster: kept", "full: kept", "below"),
+        Contrast("at the same rate it keeps more of what the base knew", "hft: kept", "full, faster: kept", "below"),
         nothing_to_forget("hft", "full"),
     ),
-    finding="HFT keeps far more of the base's skills and of the first stage, and learns less in the last one, at "
-    "twice the rate, too. The control fails: at this rate full tuning spoils a few answers of the base's "
-    "skills even while it trains on these, so that a part of what HFT keeps is owed to smaller changes "
-    "and not to what the stages teach. Rates tried: full 1e-3; HFT 1e-3, 2e-3.",
+    finding="At the same rate HFT loses less of the base's skills in all five seeds (by 0.1 to 1.1 nats, so that the "
+    "interval is open) and learns a little less. But full tuning at half the rate, which learns about as "
+    "much, keeps as much or more: beside it HFT is behind in all five seeds, and in neither stage ahead. What "
+    "HFT saves is here what a lower rate saves. At these two rates nothing shows where nothing is to be "
+    "forgotten; full tuning at 1e-3 spoils a few known answers even there. Rates tried on one seed: full "
+    "3e-4, 5e-4, 1e-3; HFT 5e-4, 7e-4, 1e-3, 2e-3.",
 )

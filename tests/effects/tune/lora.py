@@ -10,6 +10,7 @@ from effects.study import Contrast, Study
 
 ARMS: dict[str, tuple[Any, float]] = {
     "full": ("full", 1e-3),
+    "full, gentler": ("full", 5e-4),
     "rank 1": ({"lora": {"rank": 1}}, 2e-2),
     "rank 4": ({"lora": {"rank": 4}}, 1e-2),
     "rank 32": ({"lora": {"rank": 32}}, 5e-3),
@@ -20,7 +21,7 @@ def measure(bench: Bench) -> dict[str, float]:
     found = {}
     for name, arm in ARMS.items():
         found |= learnt(bench, name, *arm)
-    for name in ("full", "rank 4"):
+    for name in ("full, gentler", "rank 4"):
         found |= relearnt(bench, name, *ARMS[name])
     return found
 
@@ -35,11 +36,14 @@ STUDY = Study(
         Contrast("it forgets less", "rank 4: kept", "full: kept", "below"),
         Contrast("a higher rank learns more", "rank 32: new", "rank 1: new", "below"),
         Contrast("a higher rank forgets more", "rank 32: kept", "rank 1: kept", "above"),
-        nothing_to_forget("rank 4", "full"),
+        Contrast("it forgets less than full tuning at half the rate", "rank 4: kept", "full, gentler: kept", "below"),
+        nothing_to_forget("rank 4", "full, gentler"),
     ),
-    finding="All four show, and the arms lie on one line: who learns more forgets more. Rank 32 learns and forgets "
-    "about as much as full tuning. Whether LoRA forgets less at equal learning is not measured here. The control "
-    "fails: at its rate full tuning spoils a few answers of the base's skills even while it trains on these, "
-    "so that a part of what LoRA keeps is owed to smaller changes. Rates: rank 1 the best of 1e-2, 2e-2, "
-    "4e-2; rank 32 of 2.5e-3, 5e-3, 1e-2; rank 4 and full tuning as in LIFT's study.",
+    finding="At a rate of 1e-3, at which full tuning learns fast, the paper's four statements show, and who learns "
+    "more forgets more; rank 32 learns and forgets about as much as full tuning. That LoRA as such forgets "
+    "less is contradicted: full tuning at half the rate keeps more than rank 4, and more than rank 1 in four "
+    "seeds of five while it learns more than that in all five. How much is forgotten follows the rate. Where "
+    "nothing is to be forgotten no difference shows (full tuning at 1e-3 spoils 5 % of the known answers even "
+    "there, in a former run). Rates: rank 1 the best of 1e-2, 2e-2, 4e-2; rank 32 of 2.5e-3, 5e-3, 1e-2; rank "
+    "4 as in LIFT's study; full 1e-3 as there, and half of it.",
 )
