@@ -5,28 +5,12 @@ from __future__ import annotations
 import torch
 
 from effects.bench import Bench
-from effects.forgetting import after, sources, told
+from effects.forgetting import Dealt, after, sources, told
 from effects.study import Contrast, Study
-from temper.core.schedule import Moment
 from temper.models.model import Model
 from temper.retain.ewc import ElasticWeightConsolidation
-from temper.retain.importance import Consolidation
 from temper.retain.l2_start import Anchor, L2Start
 from temper.signals.setup import Setup
-
-
-class Dealt(Consolidation):
-    """EWC whose importances are dealt to other numbers of the same matrix."""
-
-    def before_step(self, moment: Moment) -> None:
-        is_first = self.importances is None
-        super().before_step(moment)
-        if is_first and self.importances is not None:
-            generator = torch.Generator().manual_seed(0)
-            self.importances = [
-                each.flatten()[torch.randperm(each.numel(), generator=generator)].view_as(each)
-                for each in self.importances
-            ]
 
 
 class DealtConsolidation(ElasticWeightConsolidation):
