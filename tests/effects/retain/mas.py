@@ -74,7 +74,7 @@ STUDY = Study(
     "training that stops earlier 3, with less learnt (66 of the new skill for 78). It must know which numbers "
     "matter: dealt to others, the same importances keep 32. Labels do not count at all: measured with answers "
     "that are wrong in every letter, the importances keep as much. That what it is held by is kept the more "
-    "does not show: held by the four other skills it keeps the three even better (83), and learns less, as "
-    "their importances are larger; the skills here share most of their numbers. Strengths tried on the first "
-    "seed: 0.01, 0.1, 0.3, 1 and 10, all at lr 1e-3.",
+    "does not show: held by the four other skills it keeps the three even better (83), and learns less, "
+    "likely as their importances are larger; the skills here likely share most of their numbers. Strengths "
+    "tried on the first seed: 0.01, 0.1, 0.3, 1 and 10, all at lr 1e-3.",
 )
