@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from effects.bench import Bench
 from effects.study import Contrast
+from temper.core.schedule import Moment
+from temper.retain.importance import Consolidation
 
 NEW = "reverse"
 SLOW = "sort_descending"
@@ -20,6 +24,20 @@ UNIT = (
     "per cent; less is better"
 )
 """of the numbers of `learnt` and `relearnt`"""
+
+
+class Dealt(Consolidation):
+    """An anchor whose importances are dealt to other numbers of the same matrix."""
+
+    def before_step(self, moment: Moment) -> None:
+        is_first = self.importances is None
+        super().before_step(moment)
+        if is_first and self.importances is not None:
+            generator = torch.Generator().manual_seed(0)
+            self.importances = [
+                each.flatten()[torch.randperm(each.numel(), generator=generator)].view_as(each)
+                for each in self.importances
+            ]
 
 
 def after(bench: Bench, *retain: Any, lr: float = 1e-3, steps: int = 40) -> tuple[float, float]:
