@@ -24,7 +24,7 @@ from temper.models.load import fingerprint_module, save_model
 from temper.models.model import Model
 from temper.signals.forward import token_logprobs
 from temper.stages.base import Stage
-from temper.tune.loramoe import LoRAMoETuning, balance
+from temper.tune.loramoe import SWITCH, LoRAMoETuning, balance
 from training import attach, examples, make_loop, moved, outputs, trained
 
 START = Moment(0, 0.0)
@@ -159,7 +159,7 @@ def shares(tuning: LoRAMoETuning, made: list[Example]) -> float:
     with torch.no_grad():
         tuning.look()
         token_logprobs(model, batch)
-        masses = [each.mass(batch) for each in tuning.experts]
+        masses = [each.mass(batch, SWITCH) for each in tuning.experts]
     half = masses[0].shape[1] // 2
     share_M = torch.stack([mass_MN[:, :half].sum(1) / mass_MN.sum(1) for mass_MN in masses]).mean(0)
     is_fact_M = torch.tensor([columns["task"] == "facts" for columns in batch.columns])
@@ -281,5 +281,5 @@ def test_what_cannot_be_is_said() -> None:
     batches = to_batches(typed(), 1000)
     tuning.before_batches(batches, START)
     tuning.before_pass(batches[0])
-    with pytest.raises(TrainingError, match="read 0 tokens of a batch of 53"):
+    with pytest.raises(TrainingError, match=r"read 0 tokens of a batch of 53.*set tune\.loramoe\.beta to 0"):
         tuning.after_pass(batches[0])

@@ -56,8 +56,11 @@ class ExpertsUpdate(Update):
             self.seen.append(gate_TN.flatten(0, -2))
         return self.experts.mix(F.dropout(x_TI, self.dropout, is_training), gate_TN)
 
-    def mass(self, batch: Batch) -> Tensor:
+    def mass(self, batch: Batch, switch: str) -> Tensor:
         """Return what each expert counted for in all tokens of each example, (M, N), and look no further.
+
+        Args:
+            switch: the setting that needs to know it, for the error.
 
         Raises:
             TrainingError: the model read other tokens than the batch has.
@@ -67,8 +70,8 @@ class ExpertsUpdate(Update):
         if read != {batch.num_tokens}:
             raise TrainingError(
                 f"{self.part.path}: the model read {max(read)} tokens of a batch of {batch.num_tokens}, so that nobody "
-                "knows of which example a token is; switch the balancing of experts off, or take an objective that "
-                "reads the batch as it is"
+                f"knows of which example a token is, which {switch} needs; set {switch} to 0, or take an objective "
+                "that reads the batch as it is"
             )
         example_T = torch.tensor(batch.examples).repeat_interleave(torch.tensor(batch.lengths)).to(seen[0].device)
         mass_MN = seen[0].new_zeros(batch.num_examples, seen[0].shape[1])
@@ -89,9 +92,9 @@ class ExpertsTuning(BesideTuning):
         for each in self.experts:
             each.seen, each.has_gradient = [], torch.is_grad_enabled()
 
-    def masses(self, batch: Batch) -> list[Tensor]:
+    def masses(self, batch: Batch, switch: str) -> list[Tensor]:
         """Return for each part what its experts counted for, (M, N), since `look`."""
-        return [each.mass(batch) for each in self.experts]
+        return [each.mass(batch, switch) for each in self.experts]
 
     def delta(self) -> ExpertsDelta:
         placed = [Placed(each.part.path, each.part.rows, each.experts.copy()) for each in self.experts]

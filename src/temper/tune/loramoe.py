@@ -27,6 +27,7 @@ from temper.tune.targets import DESCRIPTION, select_parts
 MLP = ("gate", "up", "down")
 EPSILON = 1e-10
 """of the balancing term, as in the authors' code"""
+SWITCH = "tune.loramoe.beta"
 
 
 class LoRAMoETuning(ExpertsTuning):
@@ -52,7 +53,7 @@ class LoRAMoETuning(ExpertsTuning):
             with torch.no_grad():
                 self.look()
                 hidden_states(self.model, batch)
-            ahead.append(self.masses(batch))
+            ahead.append(self.masses(batch, SWITCH))
         whole, slopes = slopes_of(lambda masses: self._balance(masses, coefficient_MN), ahead)
         for batch, own in zip(batches, slopes, strict=True):
             self.terms[id(batch)] = partial(carry, slopes=own, value=whole / len(batches))
@@ -63,7 +64,7 @@ class LoRAMoETuning(ExpertsTuning):
 
     def after_pass(self, batch: Batch) -> Tensor | None:
         term = self.terms.get(id(batch))
-        return None if term is None else term(self.masses(batch))
+        return None if term is None else term(self.masses(batch, SWITCH))
 
     def _balance(self, masses: Sequence[Tensor], coefficient_MN: Tensor) -> Tensor:
         return self.settings.beta * torch.stack([balance(mass_MN, coefficient_MN) for mass_MN in masses]).sum()

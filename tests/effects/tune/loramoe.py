@@ -18,6 +18,7 @@ from temper.data.rows import Rows
 from temper.lab.training import question, skill_named
 from temper.signals.forward import hidden_states
 from temper.tune.experts import ExpertsTuning
+from temper.tune.loramoe import SWITCH
 
 NEW, STEPS = "sort_descending", 60
 NUM_NEW, NUM_OLD = 1024, 16
@@ -54,7 +55,7 @@ def parted(bench: Bench, tuning: ExpertsTuning) -> float:
         with torch.no_grad():
             tuning.look()
             hidden_states(model, batch)
-            share_PN = torch.stack([mass_MN.sum(0) / mass_MN.sum() for mass_MN in tuning.masses(batch)])
+            share_PN = torch.stack([mass_MN.sum(0) / mass_MN.sum() for mass_MN in tuning.masses(batch, SWITCH)])
         shares.append(float(share_PN.chunk(2, 1)[0].sum(1).mean()))
     model.module.eval()
     return 100 * (shares[0] - shares[1])
