@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from temper.engine.heap import EDGES, VIEW
 from temper.engine.trace import GRADIENTS, OPTIMIZER, WEIGHTS, Ledger, without_content
 
 ROWS, INPUTS, OUTPUTS = 512, 256, 1024
@@ -64,3 +65,20 @@ def test_a_conversion_inside_of_a_kernel_is_counted() -> None:
         wide, narrow = torch.empty(1000), torch.empty(1000, dtype=torch.bfloat16)
         wide += narrow
     assert ledger.peak(on_cpu=False).tensor_bytes == 4000 + 2000 + 4000
+
+
+def test_views_and_nodes_are_noted_and_go_with_what_they_belong_to() -> None:
+    ledger = Ledger()
+    with without_content(), ledger:
+        weight = torch.empty(30, requires_grad=True)
+        view = weight.detach().view(5, 6)
+        product = (weight * 2).sum()  # a node each, of which the first is seen when its output is read
+        assert [one.size for one in ledger.storages if one.size < 0].count(-VIEW) == 2  # the detached one, and its view
+        assert [one.size for one in ledger.storages if one.size < 0].count(-EDGES) == 1
+        product.backward()
+        del view, product, weight
+    gc.collect()
+    objects = [number for number, one in enumerate(ledger.storages, 1) if one.size < 0]
+    gone = {-event for event in ledger.events if event < 0}
+    assert objects and gone.issuperset(objects)
+    assert ledger.peak(on_cpu=False).bytes == 4 * 30 * 2 + 8  # weights, product, and scalars: no byte of theirs counts

@@ -8,8 +8,9 @@ that was let go of seldom serves a tensor of its own size again, and a training 
 How much more hangs on every request and its order. So no rule of the library is told again here: the requests are made
 in a process of their own, of the library that this process uses and with its settings, and that process says where its
 heap ends. What it is given is never written to, so it takes up addresses and no memory. With each tensor's numbers come
-the small objects that PyTorch makes for it. The same requests with two of these the other way round end in heaps that
-differ by a tenth or more, and so do two trainings: several such orders are drawn, and their mean is what is returned.
+the small objects that PyTorch makes for it, and between them those of views and of autograd's graph. The same requests
+with two of these the other way round end in heaps that differ by a tenth or more, and so do two trainings: several such
+orders are drawn, and their mean is what is returned.
 
 This file is run as a script: it imports nothing but the standard library.
 """
@@ -30,6 +31,8 @@ ALIGNMENT = 64
 STORAGE, TENSOR, VERSION = 96, 176, 24
 """bytes of PyTorch's objects for a tensor: the storage's, made before its numbers, the tensor's and its version's, made
 after them (as PyTorch 2.13 asks for them)"""
+VIEW, EDGES = TENSOR, 24
+"""of a tensor on another's numbers, and of what a node of autograd's graph lists its inputs in"""
 IS_MAPPED, HEADER, PAGE = 2, 16, 4096
 LARGEST_IN_HEAP = 32 * 2**20 - 2 * PAGE
 """glibc raises its threshold for mappings to the size of what is let go of, to this at most"""
@@ -48,8 +51,8 @@ def held_bytes(events: Sequence[int], sizes: Sequence[int]) -> list[int] | None:
     """Return what a process holds for tensors after each event, None where that cannot be found out.
 
     Args:
-        events: number + 1 of a tensor that comes, its negative where it goes.
-        sizes: of each tensor, in bytes.
+        events: number + 1 of what comes, its negative where it goes.
+        sizes: of each tensor, in bytes; a negative one is that of an object which has no numbers.
     """
     if not is_modelled():
         return None
@@ -86,7 +89,12 @@ def _replay(events: Sequence[int], sizes: Sequence[int], seed: int) -> array[int
     for place, event in enumerate(events):
         number = abs(event) - 1
         size = max(1, sizes[number])
-        if event > 0:
+        if sizes[number] < 0:
+            if event > 0:
+                made[number] = (malloc(-sizes[number]),)
+            else:
+                free(made[number][0])
+        elif event > 0:
             storage, numbers = malloc(STORAGE), memalign(ALIGNMENT, size)
             if not numbers:
                 raise MemoryError(size)

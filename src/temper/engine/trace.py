@@ -25,10 +25,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.weak import WeakIdKeyDictionary
 
 from temper.core.schedule import Moment
 from temper.data.pack import Batch
-from temper.engine.heap import held_bytes
+from temper.engine.heap import EDGES, VIEW, held_bytes
 from temper.engine.layout import Whole, own
 from temper.engine.loop import Loop
 from temper.engine.precision import computing_in
@@ -37,6 +38,8 @@ from temper.models.recompute import recomputing
 WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS = "weights", "gradients", "optimizer", "activations"
 LOGITS, TEMPORARY, HELD = "logits", "temporary", "allocator"
 KINDS = (WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, TEMPORARY, HELD)
+LIFE = "temper_life"
+"""where a node of autograd's graph keeps what goes with it"""
 GPU_ROUNDING = 512
 """bytes to whose multiple PyTorch rounds what it allocates on a GPU"""
 
@@ -66,8 +69,12 @@ def without_content() -> Iterator[FakeTensorMode]:
         yield mode
 
 
+class _Life:
+    """Lies with a node of autograd's graph, and goes with it."""
+
+
 class Ledger(TorchDispatchMode):
-    """Notes every storage that operations make, and when it goes.
+    """Notes every storage that operations make, and when it goes; also the small objects that come between them.
 
     Args:
         vocabulary: tensors whose last dimension is this count as logits.
@@ -80,8 +87,11 @@ class Ledger(TorchDispatchMode):
         self.start = 0
         """the event from which the peak counts"""
         self.storages: list[_Storage] = []
+        """also the objects, of negative size"""
         self.events: list[int] = []
         """number + 1 of a storage that comes, its negative where it goes"""
+        self._tensors = WeakIdKeyDictionary()
+        """those that were seen"""
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,6 +100,8 @@ class Ledger(TorchDispatchMode):
         if self.follows_sizes:
             self._follow_sizes()
         inputs = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
+        for leaf in inputs:
+            self._see_node(leaf.grad_fn)
         passing = _converted_bytes(func, inputs)
         number = self._come(passing) if passing else 0
         out = func(*args, **(kwargs or {}))
@@ -106,9 +118,13 @@ class Ledger(TorchDispatchMode):
         return len(self.storages)
 
     def _see(self, tensor: Tensor) -> None:
+        is_known = tensor in self._tensors
+        self._tensors[tensor] = None
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._alive:
+            if not is_known:
+                self._object(tensor, VIEW)
             return
         is_logits = tensor.ndim >= 2 and self.vocabulary > 0 and tensor.shape[-1] == self.vocabulary
         # Inside of a backward pass there is a task of the autograd engine.
@@ -120,6 +136,16 @@ class Ledger(TorchDispatchMode):
             self.events.append(-self._alive.pop(key)[1])
 
         self._alive[key] = (weakref.ref(storage, gone), number)
+
+    def _see_node(self, node: Any) -> None:
+        if node is not None and LIFE not in node.metadata:
+            node.metadata[LIFE] = life = _Life()
+            self._object(life, EDGES)
+
+    def _object(self, owner: object, size: int) -> None:
+        """Note an object that lives as long as its owner."""
+        number = self._come(-size)
+        weakref.finalize(owner, self.events.append, -number).atexit = False
 
     def _follow_sizes(self) -> None:
         """Note what was emptied, and what was filled again, since the last operation."""
@@ -146,7 +172,7 @@ class Ledger(TorchDispatchMode):
         by_process = held_bytes(self.events, [storage.size for storage in self.storages]) if on_cpu else None
         held = tensors = most = moment = 0
         for place, event in enumerate(self.events):
-            size = self.storages[abs(event) - 1].size
+            size = max(0, self.storages[abs(event) - 1].size)
             held += size if event > 0 else -size
             tensors = max(tensors, held)
             resident = held if by_process is None else max(held, by_process[place])
@@ -157,7 +183,8 @@ class Ledger(TorchDispatchMode):
         parts = dict.fromkeys(KINDS, 0)
         for event in self.events[: moment + 1]:
             storage = self.storages[abs(event) - 1]
-            parts[storage.kind] += storage.size if event > 0 else -storage.size
+            size = max(0, storage.size)
+            parts[storage.kind] += size if event > 0 else -size
         parts[HELD] = most - sum(parts.values())
         return Memory(tensors, most, parts)
 
