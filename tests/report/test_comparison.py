@@ -108,6 +108,15 @@ def test_one_seed_has_no_cross() -> None:
     assert '"cross' in View(a_record()).picture("loss", is_wide=True)
 
 
+def test_a_name_runs_away_from_its_point_where_a_font_is_wider_than_thought() -> None:
+    middle = Extent(5.0)
+    points = [Point("left", 1, Extent(0.0), middle, False), Point("right", 2, Extent(10.0), middle, False)]
+    root = ElementTree.fromstring(scatter("both", points, Axis("x"), Axis("y"), is_wide=True))
+    first = min(float(circle.attrib["cx"]) for circle in root.iter("circle"))
+    name = next(text.attrib for text in root.iter("text") if text.text == "left")
+    assert name["text-anchor"] == "start" and float(name["x"]) > first
+
+
 @settings(max_examples=20)
 @given(st.integers(1, 26), st.integers(0, 10**6), st.booleans())
 @example(25, 3885, True)  # so crowded a corner that no place around a point was free

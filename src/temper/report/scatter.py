@@ -89,7 +89,7 @@ def scatter(title: str, points: Sequence[Point], x: Axis, y: Axis, *, is_wide: b
         order, texts, place_names(texts, [places[i] for i in order], places, frame), strict=True
     ):
         parts.append(_name(text, points[index], places[index], box))
-    said = "; ".join(f"{point.name} {point.y.value:.3g} at {point.x.value:.3g}" for point in front)
+    said = "; ".join(f"{point.name} {point.y.value:.3g} at {point.x.value + 0.0:.3g}" for point in front)
     label = escape(f"{title}: {len(points)} settings. On the front: {said}.", quote=True)
     look = "wide" if is_wide else "narrow"
     return Markup(
@@ -233,7 +233,13 @@ def _name(text: str, point: Point, at: tuple[float, float], box: Box) -> str:
     if math.dist(at, nearest) > RADIUS + 8:
         leader = f'<path class="leader" d="M{at[0]:.1f} {at[1]:.1f}L{nearest[0]:.1f} {nearest[1]:.1f}"/>'
     look = "name front" if point.is_front else "name"
+    # Held where it is nearest to its point: a font that is wider than thought then runs away from it.
+    anchor, x = "middle", (box[0] + box[2]) / 2
+    if at[0] < box[0]:
+        anchor, x = "start", box[0]
+    elif at[0] > box[2]:
+        anchor, x = "end", box[2]
     return (
-        f'{leader}<text class="{look}" x="{(box[0] + box[2]) / 2:.1f}" y="{box[3] - 2.5:.1f}" text-anchor="middle">'
+        f'{leader}<text class="{look}" x="{x:.1f}" y="{box[3] - 2.5:.1f}" text-anchor="{anchor}">'
         f"{escape(text)}<title>{escape(point.name)}</title></text>"
     )
