@@ -264,9 +264,12 @@ def test_control_c_ends_cleanly(tmp_path: Path, finished: Path) -> None:
     text = (finished / "mine.yaml").read_text().replace("steps: 3", "steps: 100000")
     (tmp_path / "long.yaml").write_text(text)
     code = "from temper.cli import main; main(['run', 'long.yaml'])"
+    # What a shell without job control starts in the background ignores the signal, and so would what is started here.
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, heeded)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/long/adapt-*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.1)
