@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -95,6 +98,29 @@ def test_a_run_of_unlike_documents_is_attended_to_one_by_one() -> None:
 def test_no_gradient_no_memory() -> None:
     with torch.no_grad():
         assert not attend(*(torch.randn(1, 2, 9, 4).bfloat16() for _ in range(3)), scale=1.0).requires_grad
+
+
+@pytest.mark.parametrize(("length", "has_gradient"), [(5 * BLOCK, True), (5 * BLOCK, False), (9, False)])
+def test_weights_that_are_not_kept_go_with_their_block(
+    length: int, has_gradient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a long document's would take the square of its length until the forward pass of the block is over."""
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    weights = cpu_attention._weights
+
+    def watched(*args: Any) -> Tensor:
+        found = weights(*args)
+        made.append(weakref.ref(found))
+        alive.append(sum(one() is not None for one in made))
+        return found
+
+    monkeypatch.setattr(cpu_attention, "_weights", watched)
+    shapes = [(1, length)] * 3
+    order = Order.of(shapes, 2)
+    flat = [torch.randn(3 * length, 2, 16).bfloat16().requires_grad_(has_gradient) for _ in range(3)]
+    cpu_attention.attend(*flat, shapes, (order, order), scale=0.3)
+    assert alive and max(alive) <= 2  # this block's, and the last one's until its name is given away
 
 
 def test_what_comes_later_changes_nothing_before_it() -> None:

@@ -149,8 +149,7 @@ class _Attention(torch.autograd.Function):
         kept: list[Tensor] = []
         sight = _Sight.of(shapes, window)
         for (_, length), *views in _groups(shapes, of_key.num_heads, query, out, key, value):
-            weights = _forward(sight, *views)
-            kept += weights if length <= KEPT_UP_TO else []
+            kept += _forward(sight, length <= KEPT_UP_TO and any(ctx.needs_input_grad), *views)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(query, key, value, *kept)
         ctx.shapes, ctx.orders, ctx.scale, ctx.sight = shapes, orders, scale, sight
@@ -183,13 +182,16 @@ def _groups(shapes: Shapes, num_key_heads: int, *rows: Tensor) -> Iterator[tuple
         yield shape, *(one.view(documents * num_key_heads, -1, length, one.shape[1]) for one in group)
 
 
-def _forward(sight: _Sight, query_RMLE: Tensor, out_RMLE: Tensor, key_R1LE: Tensor, value_R1LE: Tensor) -> list[Tensor]:
-    """Write the attended values, and return each block's weights."""
-    kept = []
+def _forward(
+    sight: _Sight, is_kept: bool, query_RMLE: Tensor, out_RMLE: Tensor, key_R1LE: Tensor, value_R1LE: Tensor
+) -> list[Tensor]:
+    """Write the attended values, and return each block's weights where they are kept."""
+    kept: list[Tensor] = []
     for block in _blocks(key_R1LE.shape[2], sight.window):
         weights_RNC = _weights(query_RMLE, key_R1LE, block, sight)
         _put(out_RMLE, block.queries, weights_RNC, _rows(value_R1LE, block.keys))
-        kept.append(weights_RNC)
+        if is_kept:
+            kept.append(weights_RNC)
     return kept
 
 
