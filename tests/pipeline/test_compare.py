@@ -390,7 +390,9 @@ def test_what_cannot_be_compared_at_all_is_said_before_anything_runs(tmp_path: P
 
     vary = {"train.tune": ["lora", "full"]}
     refused("there is nothing to compare; give --vary", {})
-    refused("measure.half", {"measure": {**RECIPE["measure"], "half": "first"}}, vary=vary)
+    refused("there is nothing to compare; give --vary", {"compare": {"seeds": 2}})
+    halved = {"measure": {**RECIPE["measure"], "half": "first"}, "compare": {"lr_search": {"times": 40}}}
+    refused("measure.half", halved, vary=vary)  # the recipe says how to search, and the command what varies
     refused("measure.gain", {"measure": {"keep": ["lab/copy"]}}, vary=vary)
     export = {"name": "out", "export": {"to": str(tmp_path / "out"), "from": "base"}}
     refused("recipe has none", {"stages": [export]}, vary={"export.as": ["model"]}, budget="steps=3")

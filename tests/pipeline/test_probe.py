@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import Field
 
 from temper.core.errors import MissingExtra, SettingError
-from temper.core.methods import Method
+from temper.core.methods import AXES, Method
+from temper.data.example import Format
+from temper.data.source import Source
+from temper.data.sources.file import FileSource
+from temper.decode.base import Decode
 from temper.mix.base import Mix
 from temper.models.model import Model
 from temper.objectives.base import Objective
@@ -25,6 +30,7 @@ from temper.pipeline.probe import (
 from temper.retain.base import Retain, Retention, Share
 from temper.select.base import Selector
 from temper.signals.setup import Setup
+from temper.stages.train import Train
 from temper.tune.base import Tune
 
 
@@ -90,8 +96,55 @@ def test_every_axis_that_a_recipe_takes_has_its_place(running: Probe) -> None:
 def test_data_is_made_before_the_training_and_models_are_merged_after_it(running: Probe) -> None:
     recipe = running.recipe([Selector.methods()["grape"], Tune.methods()["full"]])
     assert [step["name"] for step in recipe["stages"]] == ["select", "train"]
-    assert recipe["stages"][1]["train"]["data"] == ["select"] and recipe["stages"][1]["train"]["tune"] == {"full": {}}
+    assert recipe["stages"][1]["train"]["data"][0] == "select" and recipe["stages"][1]["train"]["tune"] == {"full": {}}
     assert recipe["stages"][0]["select"]["method"] == {"grape": {}}
+
+
+def test_a_source_is_what_a_stage_makes_data_of_and_the_training_keeps_its_other_source(running: Probe) -> None:
+    recipe = running.recipe([Selector.methods()["grape"], Source.methods()["file"]])
+    assert recipe["stages"][0]["select"]["data"][0] == {"file": {"path": "rows.jsonl"}}
+    assert recipe["stages"][1]["train"]["data"] == ["select", Train.example["data"][1]]
+
+
+def test_a_stage_that_an_example_names_is_there(running: Probe) -> None:
+    recipe = running.recipe([Source.methods()["stage"]])
+    assert [step["name"] for step in recipe["stages"]] == ["select", "train"]
+    assert recipe["stages"][1]["train"]["data"] == ["select", Train.example["data"][1]]
+
+
+def test_the_stage_around_a_method_gets_what_the_method_needs_beside_it(running: Probe) -> None:
+    decode = running.recipe([Decode.methods()["emulated_fine_tuning"]])["stages"][1]["decode"]
+    assert decode == {"of": ["base", "train", "base"], "method": {"emulated_fine_tuning": {}}}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "source/file+objective/dpo",  # rows that the lab makes too
+        "source/file+objective/gist_embed",  # and rows that it does not
+        "objective/classify+suite/label_accuracy",  # both on texts
+        "objective/tag+suite/label_accuracy",  # both on words
+        "objective/dpo+suite/label_accuracy",  # each on its own
+        "objective/dpo+suite/multiple_choice",
+        "source/python+select/grape",
+        "source/hub+mix/fixed",
+        "source/stage+mix/fixed",
+        "stage/load+stage/port",
+        "suite/function+decode/emulated_fine_tuning",
+        "block_score/outlier+optimizer/galore",
+    ],
+)
+def test_what_examples_name_is_there_in_a_format_that_fits(running: Probe, names: str) -> None:
+    methods = [AXES[name.partition("/")[0]].methods()[name.partition("/")[2]] for name in names.split("+")]
+    trial = running.run(*methods)
+    assert (trial.outcome, trial.reason) == ("works", "")
+
+
+def test_rows_of_every_format_lie_in_the_probes_folder(running: Probe, tmp_path: Path) -> None:
+    path = str(running.folder / "rows.jsonl")
+    for format in get_args(Format):
+        rows = FileSource(path=(path,), format=format).open("train", tmp_path)
+        assert len(rows) == 16 and {row.format for row in rows} == {format} and not rows.bad
 
 
 @pytest.mark.usefixtures("known")

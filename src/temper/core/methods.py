@@ -68,6 +68,8 @@ class Method(Settings):
     method_name: ClassVar[str] = ""
     example: ClassVar[Mapping[str, Any]] = {}
     """settings with which it can be tried on the lab's data, where its defaults do not do"""
+    beside: ClassVar[Mapping[str, Any]] = {}
+    """settings that the stage around it then needs, where that stage's own example does not do"""
     formats: ClassVar[frozenset[str] | None] = None
     """the row formats that it works on; None where it looks at no rows"""
     extra: ClassVar[str] = ""

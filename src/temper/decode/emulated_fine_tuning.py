@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, FiniteFloat
@@ -24,6 +25,8 @@ class EmulatedFineTuning(Decode, name="emulated_fine_tuning"):
     Paper: An Emulator for Fine-Tuning Large Language Models using Small Language Models, arXiv:2310.12962.
     Deviation: every token takes one pass of each model; the paper's speculative decoding is not offered.
     """
+
+    beside: ClassVar[Mapping[str, Any]] = {"of": ["base", "train", "base"]}
 
     beta: list[FiniteFloat] | FiniteFloat = Field(1.0, description="strength of each pair's shift, or of all")
 

@@ -20,7 +20,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -75,6 +75,8 @@ class PythonLibrary(Source, name="python"):
     is the docstring's first sentence. Rows carry the columns `module`, `task` and `source`; summaries also `name`
     and `level` (lines of the function). The rows depend on the version of Python, which the fingerprint follows.
     """
+
+    example: ClassVar[dict[str, Any]] = {"view": "summaries", "folder": "library"}
 
     view: Literal["source", "summaries"] = Field(description="pieces of source, or functions and what they do")
     max_characters: int = Field(1500, ge=100, description="longest function that is asked about, in characters")

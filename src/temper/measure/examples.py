@@ -26,7 +26,7 @@ from pydantic import Field
 
 from temper.core.errors import DataError
 from temper.data.encode import Encoder, RowError
-from temper.data.example import Row
+from temper.data.example import Format, Row
 from temper.data.rows import Rows
 from temper.data.source import OnBadRows, Source, Split
 from temper.measure.base import Suite
@@ -190,6 +190,8 @@ def _content(turn: Mapping[str, Any]) -> str:
 
 class PromptSuite(SourceSuite):
     """Questions of a source, asked with or without worked examples before them."""
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"text", "messages", "completion", "preference", "label"})
 
     reserve: int = Field(
         8, ge=0, description="train rows kept for worked examples (a quarter of them at most); never scored"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ class Function(GenerationSuite, name="function"):
     all that it holds; it returns a number, or a bool for right or wrong. Its file is part of the suite's name by
     content: a changed function is measured anew (what it imports is not looked at).
     """
+
+    example: ClassVar[dict[str, Any]] = {**GenerationSuite.example, "function": "metric.py:brevity"}
 
     function: str = Field(pattern=r"^.+:[A-Za-z_]\w*$", description="`module:function` or `path/to/file.py:function`")
     unit: Literal["share", "number"] = Field("share", description="share: scores from 0 to 1; number: anything else")

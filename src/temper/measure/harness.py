@@ -30,6 +30,8 @@ class Harness(Suite, name="harness"):
 
     extra: ClassVar[str] = "harness"
 
+    example: ClassVar[dict[str, Any]] = {"task": "rows", "include_path": "tasks", "examples": 4}
+
     task: str = Field(min_length=1, description="the task's name in the harness, one task and not a group")
     metric: str | None = Field(None, description="the task's metric; by default its first")
     filter: str | None = Field(None, description="the task's filter of answers; by default its first")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from temper.core.errors import SettingError
 from temper.data.encode import Encoder, RowError
-from temper.data.example import Example, Row, Sequence
+from temper.data.example import Example, Format, Row, Sequence
 from temper.data.pack import pack, split_by_cost
 from temper.measure.base import NUM_SAMPLES, Sample, Score, Subject
 from temper.measure.examples import SourceSuite
@@ -30,6 +31,8 @@ class LabelAccuracy(SourceSuite, name="label_accuracy"):
     Source: Label Supervised LLaMA Finetuning, arXiv:2310.01208 (accuracy of classes). Deviation: words are scored
     one by one, where the paper scores the entities that they form.
     """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"class", "tags"})
 
     def measure(self, subject: Subject, cache: Path, seed: int = 0) -> Score:
         rows = self.rows(cache, seed)

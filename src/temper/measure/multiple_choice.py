@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +29,8 @@ class MultipleChoice(PromptSuite, name="multiple_choice"):
     token) does not count. The first of equally likely choices is the model's answer. Rows of `question`, `choices` and
     `answer` are read with the source's `columns: {text: question}`.
     """
+
+    example: ClassVar[dict[str, Any]] = {**PromptSuite.example, "source": {"file": {"path": "rows.jsonl"}}}
 
     choices: str = Field("choices", description="column of the choices, a list")
     answer: str = Field(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from temper.core.errors import DataError
 from temper.data.encode import Encoder, RowError
-from temper.data.example import Row, Sequence
+from temper.data.example import Format, Row, Sequence
 from temper.measure.base import NUM_SAMPLES, Sample, Score, Subject
 from temper.measure.examples import SourceSuite, to_question
 from temper.signals.likelihood import example_logprobs
@@ -25,6 +25,8 @@ class Perplexity(SourceSuite, name="perplexity"):
     together. Loss weights only say which tokens count, all of them alike. With `tokens: all` a text longer than
     `max_length` is read in pieces that do not see one another, which makes its perplexity a little higher.
     """
+
+    formats: ClassVar[frozenset[Format]] = frozenset({"text", "messages", "completion"})
 
     tokens: Literal["supervised", "all"] = Field(
         "supervised", description="tokens that count: what the model is to write, or all but the first of a text"

@@ -93,8 +93,8 @@ def compare(
     Recipe.parse(copy.deepcopy(document))
     written = document.value.pop("compare", None) or {}
     chosen = {**written, **{name: value for name, value in settings.items() if value is not None}}
-    if "vary" not in chosen:
-        fix = "give --vary KEY=a,b, or write the recipe's key `compare`"
+    if not chosen.get("vary"):
+        fix = "give --vary KEY=a,b, or write it under the recipe's key `compare`"
         raise SettingError("vary", "", "is empty, so there is nothing to compare", fix)
     own_search = written.get("lr_search")
     if isinstance(own_search, dict) and isinstance(chosen["lr_search"], int):

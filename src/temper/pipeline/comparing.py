@@ -78,7 +78,7 @@ class Compare(Settings):
     """Settings that are compared under one budget, each with the same small search of learning rates."""
 
     vary: dict[str, tuple[Any, ...]] = Field(
-        min_length=1,
+        {},
         description="values by key; all combinations are compared. A key is written as on the command line "
         "(stages.adapt.train.tune), or from the kind of stage on (train.tune): then it holds for every stage of that "
         "kind. `all` among the values, or inside one ({lora: {init: all}}), stands for every method that fits there",

@@ -3,10 +3,12 @@
 Decisions:
 - Where a method belongs in a recipe is read from the schema: the stage whose field takes its axis, or the method
   whose field does (a skill belongs into the lab's source). Settings that a method cannot do without come from its own
-  `example`. No method, axis or stage is named here.
+  `example`, those of the stage around it from `beside`; what examples name lies in the probe's folder
+  (`pipeline/samples.py`), in which it works. No method, axis or stage is named here.
 - A pair is one small recipe: the stages that take the two, and the stage that trains (the kind with the most choices),
   which makes two steps. It goes through the recipe's own validation and the stages' own `run`.
-- The rows' format is one that all methods of the recipe take, where there is one.
+- The rows' format is one that all methods of the recipe take, where there is one; else one that all those take which
+  read the same rows. The lab makes them in that format, and where it cannot, written rows stand in for the lab's.
 - `works`, `refused` (a setting, a row or a model is refused with its reason, an answer), `defect` (any other error:
   something broke where it should have worked or refused), `untried` (a package that is not installed, a setting that
   has neither a default nor an example).
@@ -33,21 +35,22 @@ from pydantic_core import PydanticCustomError
 from temper.core.errors import DataError, MissingExtra, ModelError, SettingError, nearest
 from temper.core.files import write_json
 from temper.core.methods import AXES, Method, axes_in, methods_in
+from temper.data.example import Format
+from temper.data.prepare import Reading
 from temper.data.source import Source
-from temper.lab.architecture import Architecture
+from temper.data.sources.file import FileSource
+from temper.data.sources.stage import StageData
 from temper.lab.source import Lab
-from temper.lab.tokenizer import character_tokenizer
-from temper.models.load import new_model, save_model
 from temper.pipeline.base import Base
 from temper.pipeline.catalogue import import_methods
-from temper.pipeline.recipe import Recipe
-from temper.pipeline.references import BASE, previous_of, replace_sources
+from temper.pipeline.recipe import Recipe, Step
+from temper.pipeline.references import BASE, data_stages, previous_of, replace_sources
+from temper.pipeline.samples import MODEL, ROWS, lay_out
 from temper.pipeline.shelf import RunContext, Shelf
 from temper.stages.base import Stage
 
 Outcome = Literal["works", "refused", "defect", "untried"]
-ARCHITECTURE = Architecture(width=32, layers=2, heads=2, max_positions=128)
-VOCABULARY = 96
+LAB_FORMS: tuple[Format, ...] = get_args(Lab.model_fields["form"].annotation)
 SHOWN = 300
 """characters of a reason that are kept"""
 
@@ -71,9 +74,10 @@ class Place:
     field: str
     is_list: bool
 
-    def settings(self, written: object) -> dict[str, Any]:
-        """Return the host's settings with a method in its place."""
-        return {**self.host.example, self.field: [written] if self.is_list else written}
+    def settings(self, method: type[Method], written: object) -> dict[str, Any]:
+        """Return the host's settings with a method in its place, in a list instead of the first."""
+        placed = [written, *self.host.example.get(self.field, ())[1:]] if self.is_list else written
+        return {**self.host.example, **method.beside, self.field: placed}
 
 
 def find_places() -> dict[str, Place]:
@@ -110,7 +114,7 @@ class Probe:
         self.places = find_places()
         kinds = Stage.methods()
         self.main = max(sorted(kinds), key=lambda name: len(list(_axes_of(kinds[name]))))
-        save_model(new_model(ARCHITECTURE.config(VOCABULARY), character_tokenizer(), seed=0), folder / "base")
+        lay_out(folder)
 
     def methods(self) -> list[type[Method]]:
         """Return every method that has a place, axis by axis."""
@@ -130,7 +134,7 @@ class Probe:
             if lacking:
                 return "untried", f"its {lacking} has no default, and it declares no `example`"
         try:
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.chdir(self.folder):
                 self._go(Recipe.parse(self.recipe(methods)))
         except (SettingError, DataError, ModelError, PydanticCustomError) as error:
             return "refused", " ".join(str(error).split())
@@ -148,15 +152,26 @@ class Probe:
         stages.setdefault(self.main, {})
         kinds = Stage.methods()
         settings = {kind: {**kinds[kind].example, **own} for kind, own in stages.items()}
+        for kind in _named_stages(settings) - settings.keys():
+            settings[kind] = dict(kinds[kind].example)
         # Data is made before the training that reads it, unless it is made from that very training.
-        made = [kind for kind in stages if kinds[kind].produces == "data" and kind != self.main]
+        made = [kind for kind in settings if kinds[kind].produces == "data" and kind != self.main]
         before = [kind for kind in made if self.main not in Stage.parse({kind: settings[kind]}).models(BASE)]
-        after = [kind for kind in stages if kind not in (*before, self.main)]
+        after = [kind for kind in settings if kind not in (*before, self.main)]
         if before:
-            place = self.places[Source.axis]
-            settings[self.main][place.field] = before if place.is_list else before[0]
+            self._feed(settings, before, methods)
         steps = [{"name": kind, kind: settings[kind]} for kind in (*before, self.main, *after)]
-        return {"name": "probe", "base": str(self.folder / "base"), "measure": {"keep": []}, "stages": steps}
+        return {"name": "probe", "base": str(self.folder / MODEL), "measure": {"keep": []}, "stages": steps}
+
+    def _feed(self, settings: dict[str, dict[str, Any]], made: list[str], asked: Sequence[type[Method]]) -> None:
+        """Let the training read what stages made; a source that is asked for is what they make it of."""
+        field = self.places[Source.axis].field
+        first, *rest = settings[self.main][field]
+        settings[self.main][field] = [*made, *rest]
+        if any(method.axis == Source.axis and not issubclass(method, StageData) for method in asked):
+            maker = Stage.methods()[made[0]]
+            field = next(name for axis, name, _ in _axes_of(maker) if axis == Source.axis)
+            settings[made[0]][field] = [first, *settings[made[0]][field][1:]]
 
     def _put(self, stages: dict[str, dict[str, Any]], method: type[Method], written: dict[str, Any]) -> None:
         """Write a method into the stage that takes it, and into whatever stands between."""
@@ -165,10 +180,12 @@ class Probe:
             return
         place = self.places[method.axis]
         if place.host.axis == Stage.axis:
-            own = place.settings(written)
-            stages.setdefault(place.host.method_name, {})[place.field] = own[place.field]
+            own = place.settings(method, written)
+            stages.setdefault(place.host.method_name, {}).update(
+                {key: own[key] for key in (place.field, *method.beside)}
+            )
         else:
-            self._put(stages, place.host, {place.host.method_name: place.settings(written)})
+            self._put(stages, place.host, {place.host.method_name: place.settings(method, written)})
 
     def _go(self, recipe: Recipe) -> None:
         with tempfile.TemporaryDirectory(dir=self.folder) as root:
@@ -176,13 +193,13 @@ class Probe:
 
     def _run_stages(self, recipe: Recipe, root: Path) -> None:
         shelf = Shelf(Base.model_validate(recipe.base.path), self.folder / "cache", recipe.seed)
-        form = _common_form(recipe)
+        forms = _forms(recipe)
         for step, previous in zip(recipe.stages, previous_of(recipe.stages), strict=True):
             folder = root / step.name
             folder.mkdir(parents=True)
             record = {"name": step.name, "models": list(step.stage.models(previous))}
             write_json(folder / "stage.json", record)
-            stage = replace_sources(step.stage, lambda source: _in_form(shelf.bind(source), form))
+            stage = replace_sources(step.stage, partial(_bound, shelf, forms[step.name]))
             context = RunContext(
                 step.name, folder, shelf.cache, shelf, recipe.seed, recipe.on_bad_rows, lambda text: None
             )
@@ -190,18 +207,40 @@ class Probe:
             shelf.folders[step.name] = folder
 
 
-def _common_form(recipe: Recipe) -> str | None:
-    """Return a shape of the lab's rows that every method of a recipe takes; None where there is none."""
-    forms: list[str] = list(get_args(Lab.model_fields["form"].annotation))
-    taken = [
-        method.formats for step in recipe.stages for method in methods_in(step.stage) if method.formats is not None
-    ]
+def _named_stages(settings: dict[str, dict[str, Any]]) -> set[str]:
+    """Return the stages whose data other stages' settings name."""
+    sources = [method for kind, own in settings.items() for method in methods_in(Stage.parse({kind: own}))]
+    return {source.stage for source in sources if isinstance(source, StageData)}
+
+
+def _forms(recipe: Recipe) -> dict[str, Format | None]:
+    """Return the format in which each stage gets its rows; None where no format suits all that read them."""
+    common = _common_form(recipe.stages)
+    if common is not None:
+        return dict.fromkeys((step.name for step in recipe.stages), common)
+    linked = {step.name: {step.name, *data_stages(step)} for step in recipe.stages}
+    groups = {
+        step.name: [other for other in recipe.stages if linked[step.name] & linked[other.name]]
+        for step in recipe.stages
+    }
+    return {name: _common_form(group) for name, group in groups.items()}
+
+
+def _common_form(steps: Sequence[Step]) -> Format | None:
+    """Return a format that every method of some stages takes, one that the lab makes where there is one."""
+    forms: list[Format] = list(dict.fromkeys((*LAB_FORMS, *get_args(Format))))
+    taken = [method.formats for step in steps for method in methods_in(step.stage) if method.formats is not None]
     fitting = [form for form in forms if all(form in formats for formats in taken)]
     return fitting[0] if fitting else None
 
 
-def _in_form(source: Source, form: str | None) -> Source:
-    return source.model_copy(update={"form": form}) if form is not None and isinstance(source, Lab) else source
+def _bound(shelf: Shelf, form: Format | None, source: Source) -> Source:
+    """Return a source that finds its rows, in a format where it can give them in that."""
+    if isinstance(source, Lab) and form is not None:
+        return source.model_copy(update={"form": form}) if form in LAB_FORMS else FileSource(path=(ROWS,), format=form)
+    if isinstance(source, Reading) and source.format == "auto" and form is not None:
+        return source.model_copy(update={"format": form})
+    return shelf.bind(source)
 
 
 def probe(only: str | None = None, say: Callable[[str], None] = lambda text: None) -> list[Trial]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +19,8 @@ LAB = "lab:"
 
 class Load(Stage, name="load"):
     """Take a model from a folder, the hub or the lab; writes whole weights."""
+
+    example: ClassVar[dict[str, Any]] = {"path": "model"}
 
     path: str = Field(min_length=1, description="a model's folder, a hub id (owner/name), or lab:NAME")
     revision: str | None = Field(None, description="branch, tag or commit of a hub repository")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
@@ -37,6 +37,8 @@ class Port(Stage, name="port"):
     Papers: Efficient Model Development through Fine-tuning Transfer, arXiv:2503.20110; PortLLM: Personalizing Evolving
     Large Language Models with Training-Free and Portable Model Patches, arXiv:2410.10870.
     """
+
+    example: ClassVar[dict[str, Any]] = {"of": "train", "onto": "base"}
 
     of: str | None = Field(None, description="the stage whose change is taken")
     since: str = Field("base", description="the stage (or `base`) that the change of `of` is relative to")

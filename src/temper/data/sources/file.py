@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -23,6 +24,8 @@ class FileSource(Reading, Source, name="file"):
     row. All but Parquet may be compressed (`.gz`). A folder gives its tables at every depth, in the order of their
     names, or its plain text files where it has no table; hidden files and files of other kinds are left out.
     """
+
+    example: ClassVar[dict[str, Any]] = {"path": "rows.jsonl"}
 
     path: tuple[str, ...] = Field(description="a file, a folder, a pattern (`data/*.jsonl`), or a list of them")
 

@@ -21,6 +21,8 @@ class HubSource(Reading, Source, name="hub"):
 
     extra: ClassVar[str] = "hub"
 
+    example: ClassVar[dict[str, Any]] = {"path": "rows"}
+
     path: str = Field(description="a hub id (`owner/name`), or a folder that `save_to_disk` wrote")
     config: str | None = Field(None, description="the data set's configuration, where it has several")
     revision: str | None = Field(None, description="branch, tag or commit on the hub; name a commit to pin the data")

@@ -7,6 +7,7 @@ knows the folders, tells the source where its stage's is before it is opened.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -20,6 +21,8 @@ DATA_FILE = "data.arrow"
 
 class StageData(Source, name="stage"):
     """What an earlier stage of the same recipe made; written as that stage's name."""
+
+    example: ClassVar[dict[str, Any]] = {"stage": "select"}
 
     stage: str = Field(description="the stage's name")
     folder: Path | None = Field(None, exclude=True, description="the stage's folder; set by the pipeline")

@@ -31,6 +31,8 @@ class WeightsAndBiases(Tracker, name="wandb"):
 
     extra: ClassVar[str] = "wandb"
 
+    example: ClassVar[dict[str, Any]] = {"mode": "offline"}
+
     project: str = Field("temper", description="project that the run belongs to")
     mode: Literal["online", "offline"] = Field("online", description="offline writes to the stage's folder only")
 

@@ -6,6 +6,7 @@ Legend: I input features, O output features, W numbers of all parts of a block.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -28,6 +29,8 @@ class Outlier(BlockScore, name="outlier"):
     Symbols: M is `threshold`. OwLore's second half, the low-rank projection of the drawn blocks' gradients, is the
     optimizer `galore`.
     """
+
+    example: ClassVar[dict[str, Any]] = {"threshold": 2.0}
 
     threshold: float = Field(13.0, gt=0, description="M, how many times the block's mean makes an outlier")
     examples: PositiveInt = Field(128, description="training rows that are looked at, at most")
