@@ -192,7 +192,7 @@ def packed_attention(
         return out.transpose(1, 2).contiguous(), None
 
     dtype = _computed_in(query)
-    flat = [heads.transpose(1, 2)[0].to(dtype) for heads in (query, key, value)]
+    flat = [heads.squeeze(0).transpose(0, 1).to(dtype) for heads in (query, key, value)]
     shapes = [(group.num_documents, group.length) for group in packed.groups]
     if query.device.type == "cpu" and dtype == torch.bfloat16 and packed.is_causal and softcap is None and not dropout:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -207,18 +207,21 @@ def _backward(
     grad_value: Tensor,
 ) -> None:
     """Write the gradients of the scaled query, key and value."""
-    is_many = key_R1LE.shape[2] > BLOCK
-    if is_many:
+    blocks = list(enumerate(_blocks(key_R1LE.shape[2], sight.window)))
+    # The last block sees every key where there is no window: what it finds is written, what the others find is added.
+    sees_all = blocks[-1][1].keys.start == 0
+    if not sees_all:
         grad_key.zero_()
         grad_value.zero_()
-    for number, block in enumerate(_blocks(key_R1LE.shape[2], sight.window)):
+    for number, block in reversed(blocks):
+        is_added = not sees_all or number < len(blocks) - 1
         weights_RNC = kept[number] if kept else _weights(query_RMLE, key_R1LE, block, sight)
         grad_RNE, query_RNE = _rows(grad_RMLE, block.queries), _rows(query_RMLE, block.queries)
         grad_weights = torch.bmm(grad_RNE, _rows(value_R1LE, block.keys).transpose(1, 2))
         grad_scores = torch._softmax_backward_data(grad_weights, weights_RNC, -1, weights_RNC.dtype)
         _put(grad_query, block.queries, grad_scores, _rows(key_R1LE, block.keys))
-        _put(grad_key, block.keys, grad_scores.transpose(1, 2), query_RNE, is_added=is_many)
-        _put(grad_value, block.keys, weights_RNC.transpose(1, 2), grad_RNE, is_added=is_many)
+        _put(grad_key, block.keys, grad_scores.transpose(1, 2), query_RNE, is_added=is_added)
+        _put(grad_value, block.keys, weights_RNC.transpose(1, 2), grad_RNE, is_added=is_added)
 
 
 class _Block(NamedTuple):

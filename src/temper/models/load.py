@@ -51,6 +51,7 @@ from temper.models.fingerprint import (
 from temper.models.model import Model
 from temper.models.norms import cast_once, replace_norms
 from temper.models.prompt import all_prompts
+from temper.models.rotary import replace_attention
 from temper.models.tokenizer import load_tokenizer
 
 __all__ = [
@@ -233,6 +234,7 @@ def as_model(
         )
     module.set_attn_implementation(ATTENTION)
     replace_norms(module, anatomy)
+    replace_attention(module, anatomy)
     cast_once(module, anatomy)
     module.eval()
     return Model(

@@ -68,7 +68,7 @@ class _RMSNorm(torch.autograd.Function):
             factor_D = _factor(weight_D, ctx.offset)
             # d/dx of 1 / sqrt(mean(x^2) + eps): every number of a token moves with the token's own mean.
             mean_T1 = (product_TD @ factor_D)[:, None].mul_(inverse_T1.pow(3)).div_(width)
-            grad_x = torch.mul(grad_TD, factor_D, out=product_TD).mul_(inverse_T1).sub_(x_TD * mean_T1)
+            grad_x = torch.mul(grad_TD, factor_D, out=product_TD).mul_(inverse_T1).addcmul_(x_TD, mean_T1, value=-1)
             grad_x = grad_x.to(x_TD.dtype).view_as(grads[0])
         return grad_x, grad_weight, None, None
 
