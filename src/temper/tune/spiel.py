@@ -134,6 +134,7 @@ class SpIEL(Tune, name="spiel"):
     """
 
     default_lr: ClassVar[float] = 1e-4
+    needs_gradient: ClassVar[bool] = True
 
     density: float = Field(0.05, gt=0, lt=1, description="share of a matrix's entries that train")
     regrow: Literal["ag", "ma"] = Field("ag", description="grow by accumulated gradient, or by approximate momentum")
