@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from temper.core import code, methods
 from temper.core.methods import AXES, Method, Settings
+from temper.engine.settings import FitSettings
 from temper.objectives.base import Objective
 from temper.pipeline.catalogue import import_methods
 from temper.tune.base import Tune
@@ -97,3 +98,12 @@ def test_a_method_that_lacks_what_its_axis_asks_for_cannot_be_made(axis: type[Me
     empty = type("Empty", (axis,), {})
     with pytest.raises(TypeError, match="abstract"):
         empty()
+
+
+def test_settings_made_in_python_say_what_is_wrong_with_them() -> None:
+    """Without a recipe whose lines could be named; a method within a method is named on the way."""
+    with pytest.raises(ValidationError) as caught:
+        FitSettings(tune={"lora": {"rank": 0, "init": {"eva": {"rho": 99}}}})  # type: ignore[arg-type]
+    said = str(caught.value)
+    assert "settings of lora: rank Input should be greater than 0" in said
+    assert "init settings of eva: rho Input should be less than or equal to 16" in said

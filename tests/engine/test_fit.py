@@ -102,6 +102,13 @@ def test_budgets_that_exclude_each_other_are_refused() -> None:
             settings(**both)
 
 
+def test_a_tuner_that_looks_at_gradients_is_refused_where_there_are_none() -> None:
+    said = r"optimizer: 'seeds' has no backward pass, and the tuner 'spiel' looks at gradients; take one that has"
+    with pytest.raises(ValidationError, match=said):
+        FitSettings(tune="spiel", optimizer="seeds")
+    FitSettings(tune="lift", optimizer="seeds")
+
+
 def test_the_tuners_own_rate_is_the_default(tmp_path: Path) -> None:
     for tune, expected in (("full", 1e-5), ("lora", 2e-4)):
         fitted = fit(tiny("llama"), rows(), settings(tune=tune, lr=None, steps=1), folder=tmp_path / tune)

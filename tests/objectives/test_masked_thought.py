@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from families import tiny
 from objective_rows import encoded, setup_of
@@ -13,7 +14,7 @@ from temper.data.example import Example
 from temper.data.pack import Batch, pack
 from temper.models.model import Model
 from temper.objectives.base import Objective
-from temper.objectives.masked_thought import MaskedLoss
+from temper.objectives.masked_thought import MaskedLoss, MaskedThought
 from temper.signals.forward import token_logprobs
 
 
@@ -93,6 +94,8 @@ def test_the_mask_is_a_token_of_the_model() -> None:
     assert target_of(model, token="#").token == model.tokenizer.convert_tokens_to_ids("#")
     with pytest.raises(SettingError, match="'<mask>' is no token of this model"):
         target_of(model, token="<mask>")
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        MaskedThought(token="")
     model.tokenizer.pad_token = model.tokenizer.eos_token
     with pytest.raises(SettingError, match="finds neither a mask nor a padding token"):
         target_of(model)

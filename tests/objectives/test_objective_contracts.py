@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,29 @@ def test_it_learns(tmp_path: Path, name: str) -> None:
     )
     loop.run()
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), losses
+
+
+@EVERY
+def test_a_step_without_gradients_sees_the_whole_step_however_it_is_cut(tmp_path: Path, name: str) -> None:
+    """The slope along a direction that two losses tell is the gradient's, micro-batches or not."""
+    made = encoded(Objective.parse(OBJECTIVES[name]), tiny("llama"), 8)
+
+    def slope(micro_tokens: int) -> float:
+        folder = tmp_path / str(micro_tokens)
+        optimizer = {"seeds": {"num_seeds": 1, "eps": 1e-3}}
+        loop = make_loop(
+            folder,
+            made=made,
+            objective=OBJECTIVES[name],
+            optimizer=optimizer,
+            num_steps=1,
+            batch_size=8,
+            micro_tokens=micro_tokens,
+        )
+        loop.run()
+        return float(json.loads((folder / "metrics.jsonl").read_text())["scalar"])
+
+    whole = slope(8192)
+    assert abs(whole) > 1e-3
+    # Differences of float32 losses over 2e-3.
+    assert slope(1) == pytest.approx(whole, rel=2e-2, abs=5e-3)

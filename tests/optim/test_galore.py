@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from temper.optim.adamw import AdamW
@@ -102,3 +103,8 @@ def test_its_state_is_as_small_as_the_paper_says(rank: int) -> None:
         expected += rank * short + 2 * rank * long if is_projected else 2 * parameter.numel()
     assert size == expected
     assert all(small.numel() == 0 for small in optimizer.stand_ins.values())
+
+
+def test_an_inner_optimizer_without_gradients_is_refused() -> None:
+    with pytest.raises(ValidationError, match="inner: 'seeds' takes no gradient, so that none is projected; take an"):
+        GaLore(inner=Optim.parse("seeds"))

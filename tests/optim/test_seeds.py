@@ -105,3 +105,22 @@ def test_a_broken_side_leaves_the_numbers_as_they_were() -> None:
     with pytest.raises(TrainingError, match="inf on one side"):
         optimizer.step(lambda: next(losses))
     torch.testing.assert_close(parameter.detach(), torch.ones(3), atol=1e-6, rtol=0)
+
+
+def test_both_sides_drop_the_same() -> None:
+    """Chance that is the same on both sides leaves their difference alone; from step to step it is another."""
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    optimizer = Seeds(num_seeds=1, eps=0.1).build([("a", parameter)], 1e-9)
+    (z,) = z_of(0, [parameter.shape])
+    kept: list[torch.Tensor] = []
+
+    def loss() -> float:
+        kept.append(torch.nn.functional.dropout(torch.ones(4), 0.5))
+        return float((parameter.detach() * kept[-1]).sum())
+
+    torch.manual_seed(0)
+    for _ in range(4):
+        optimizer.step(loss)
+        assert optimizer.last["scalar"] == pytest.approx(float((z * kept[-1]).sum()), abs=1e-4)
+    assert all(torch.equal(one, other) for one, other in zip(kept[::2], kept[1::2], strict=True))
+    assert len({tuple(each.tolist()) for each in kept}) > 1

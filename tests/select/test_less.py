@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,12 @@ def test_a_stage_without_snapshots_or_moments_is_refused(tmp_path: Path) -> None
         save_file({"momentum_buffer:x": torch.zeros(1)}, optimizer)
     with pytest.raises(SettingError, match="without Adam's moments of each number; train that stage with"):
         select(tmp_path / "other", folder)
+
+
+def test_a_start_that_rows_were_measured_for_is_refused(tmp_path: Path) -> None:
+    folder = warm_up(tmp_path)
+    for file in folder.glob("trajectory/*/snapshot.json"):
+        facts = json.loads(file.read_text())
+        file.write_text(json.dumps({**facts, "tune": {"lora": {"rank": 2, "init": "eva"}}}))
+    with pytest.raises(SettingError, match=r"less\.trajectory: 'train' was trained by 'lora' from a start that rows"):
+        select(tmp_path, folder)

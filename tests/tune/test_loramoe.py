@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,20 @@ def test_the_term_and_its_gradient_are_the_formula_however_the_step_is_cut(
     for (name, gradient), leaf in zip(found.items(), leaves, strict=True):
         # Float32 sums in another order; the term's own gradient is of the order of 0.01 to 1.
         torch.testing.assert_close(gradient, leaf.grad, atol=3e-6, rtol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_step_without_gradients_sees_the_term_however_it_is_cut(tmp_path: Path) -> None:
+    def slope(micro_tokens: int, beta: float) -> float:
+        folder = tmp_path / f"{micro_tokens} {beta}"
+        tune = {"loramoe": {"num_experts": 4, "rank": 2, "beta": beta}}
+        optimizer = {"seeds": {"num_seeds": 1, "eps": 1e-3}}
+        settings = {"made": typed(), "batch_size": len(typed()), "micro_tokens": micro_tokens}
+        make_loop(folder, tune=tune, optimizer=optimizer, num_steps=1, lr=1e-12, **settings).run()
+        return float(json.loads((folder / "metrics.jsonl").read_text())["scalar"])
+
+    whole, cut, free = slope(1000, 50.0), slope(20, 50.0), slope(1000, 0.0)
+    assert abs(whole - free) > 1
+    assert cut == pytest.approx(whole, rel=1e-2)
 
 
 def test_types_and_delta_weigh_as_they_should() -> None:

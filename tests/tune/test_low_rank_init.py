@@ -186,7 +186,7 @@ def test_a_direction_that_turns_its_sign_is_the_same() -> None:
 def test_what_never_settles_is_told() -> None:
     model = tiny("llama")
     path = next(model.anatomy.parts("q")).path
-    with pytest.raises(TrainingError, match=r"not settled.*num_examples"):
+    with pytest.raises(TrainingError, match=r"not settled.*`examples` of the method"):
         observe(model, [pack(examples((9,)))], [Calibration({path: Covariance()}, is_repeated=True)])
 
 

@@ -147,8 +147,11 @@ class Method(Settings):
         try:
             return known[name].model_validate(settings)
         except ValidationError as error:
+            errors = error.errors()
+            # In the message too, for who makes settings in Python and has no recipe whose lines could be named.
+            said = "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip() for one in errors)
             raise PydanticCustomError(
-                "method_settings", "settings of {name}", {"name": name, "errors": error.errors()}
+                "method_settings", "settings of {name}: {said}", {"name": name, "said": said, "errors": errors}
             ) from error
 
     @classmethod

@@ -44,8 +44,7 @@ class FitSettings(Settings):
     )
     lr: PositiveFloat | None = Field(None, description="peak learning rate; the tuner's own default where not given")
     schedule: Schedule = Field(
-        default_factory=lambda: Schedule.parse("cosine"),
-        description="how the learning rate changes: constant, linear, cosine, wsd",
+        default_factory=lambda: Schedule.parse("cosine"), description="how the learning rate changes"
     )
     epochs: PositiveFloat | None = Field(
         None, description="passes over the data; 1 where neither it, steps nor tokens is given"
@@ -107,6 +106,9 @@ class FitSettings(Settings):
                     f"is given beside {one}",
                     f"{one} and {other} are one choice: give one of them",
                 )
+        if self.tune.needs_gradient and not self.optimizer.needs_gradient:
+            reason = f"has no backward pass, and the tuner {self.tune.method_name!r} looks at gradients"
+            raise SettingError("optimizer", self.optimizer.method_name, reason, "take one that has, such as adamw")
         if self.snapshots and self.validation is not None:
             reason = "keeps the way to the last step, and validation returns to the best one"
             raise SettingError("snapshots", self.snapshots, reason, "leave one of the two out")

@@ -37,8 +37,9 @@ class GuidedTarget(Target):
 
     def __init__(self, model: Model, method: GuidedEmbedding, guide: Reference) -> None:
         self.model, self.method, self.guide = model, method, guide
-        self.slopes: dict[int, tuple[Tensor, Tensor]] = {}
-        """for each micro-batch of the step, by its identity: gradient of its embeddings (B, D), losses of its pairs"""
+        self.looked_at: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        """for each micro-batch of the step, by its identity: its embeddings (B, D), the loss's gradient by them, losses
+        of its pairs"""
 
     def before_batches(self, batches: Many[Batch], moment: Moment) -> None:
         with torch.no_grad():
@@ -54,11 +55,14 @@ class GuidedTarget(Target):
                 lambda joined: self.method.losses(_by_role(joined[0], roles), guides), [[part] for part in embedded]
             )
         losses = loss_P.split([batch.num_examples for batch in batches])
-        self.slopes = {id(batch): (own, loss) for batch, [own], loss in zip(batches, slopes, losses, strict=True)}
+        self.looked_at = {
+            id(batch): (vectors_BD, own, loss)
+            for batch, vectors_BD, [own], loss in zip(batches, embedded, slopes, losses, strict=True)
+        }
 
     def loss(self, batch: Batch, moment: Moment) -> Loss:
-        slope_BD, loss_P = self.slopes[id(batch)]
-        total = carry([self._embed(self.model, batch)], [slope_BD], loss_P.sum())
+        taken_at_BD, slope_BD, loss_P = self.looked_at[id(batch)]
+        total = carry([self._embed(self.model, batch)], [slope_BD], loss_P.sum(), [taken_at_BD])
         return Loss(total, loss_P[torch.tensor(batch.examples, device=loss_P.device)])
 
     def _embed(self, model: Model, batch: Batch) -> Tensor:

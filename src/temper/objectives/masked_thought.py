@@ -78,7 +78,9 @@ class MaskedThought(Objective, name="masked_thought"):
     probability: float = Field(0.4, ge=0, le=1, description="p: share of the response's tokens that is hidden")
     warmup: float = Field(0.0, ge=0, le=1, description="share of the stage over which p rises from 0, in a line")
     token: str | None = Field(
-        None, description="the token that stands for a hidden one; by default the tokenizer's mask or padding token"
+        None,
+        min_length=1,
+        description="the token that stands for a hidden one; by default the tokenizer's mask or padding token",
     )
 
     def encode(self, row: Row, encoder: Encoder) -> list[tuple[Sequence, ...]]:

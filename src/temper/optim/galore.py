@@ -6,12 +6,13 @@ Legend: M rows, N columns of a weight, R rank.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from temper.core.errors import SettingError
 from temper.optim.base import Optim
 
 
@@ -92,6 +93,13 @@ class GaLore(Optim, name="galore"):
     rank: PositiveInt = Field(128, description="r, dimensions that a gradient is projected to")
     every_steps: PositiveInt = Field(200, description="T, optimizer steps between projections")
     scale: float = Field(0.25, gt=0, description="alpha, what the projected step is multiplied with")
+
+    @model_validator(mode="after")
+    def _there_is_a_gradient(self) -> Self:
+        if not self.inner.needs_gradient:
+            fix = "take an inner optimizer that does, such as adamw"
+            raise SettingError("inner", self.inner.method_name, "takes no gradient, so that none is projected", fix)
+        return self
 
     def build(self, parameters: Sequence[tuple[str, nn.Parameter]], lr: float) -> GaLoreOptimizer:
         return GaLoreOptimizer(parameters, lr, self)

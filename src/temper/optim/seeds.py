@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -30,10 +31,10 @@ class SeedOptimizer(torch.optim.Optimizer):
         eps, done = self.settings.eps, 0.0
         try:
             losses = []
-            for amount in (eps, -2 * eps):
+            for amount, evaluate in ((eps, partial(self._and_again, closure)), (-2 * eps, closure)):
                 self._shift(seed, amount)
                 done += amount
-                losses.append(closure())
+                losses.append(evaluate())
             if not math.isfinite(losses[1]):
                 raise TrainingError(f"the loss is {losses[1]:g} on one side of the step; lower lr or eps")
         except TrainingError:
@@ -44,6 +45,15 @@ class SeedOptimizer(torch.optim.Optimizer):
         lr = self.param_groups[0]["lr"]
         self._shift(seed, -lr * scalar)
         self.last = {"seed": seed, "scalar": scalar}
+
+    def _and_again(self, closure: Callable[[], float]) -> float:
+        """Evaluate the loss, and leave the random state as it was: both sides are to drop the same.
+
+        What dropout alone makes of the loss is many times the difference between the sides.
+        """
+        device = self.param_groups[0]["params"][0].device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+            return closure()
 
     @torch.no_grad()
     def replay(self, steps: Iterable[Mapping[str, float]]) -> None:

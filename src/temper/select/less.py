@@ -37,7 +37,8 @@ class Less(Selector, name="less"):
     Paper: LESS: Selecting Influential Data for Targeted Instruction Tuning, arXiv:2402.04333.
     Deviation: the paper corrects the moments for their start at zero, its code does not, and nor does this: that is
     a factor common to all numbers (but for eps), which a cosine does not see.
-    Deviation: any tuner may have trained the trajectory; the paper's is LoRA. Gradients are taken without dropout.
+    Deviation: any tuner that measures no rows first may have trained the trajectory; the paper's is LoRA. Gradients are
+    taken without dropout.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"text", "messages", "completion"})
@@ -117,7 +118,12 @@ class _Features:
         """Return the numbers that train, as they were at the snapshot; attached once."""
         if self.parameters is not None:
             return self.parameters
-        tuning = Tune.parse(self.snapshot.tune).attach(self.model, self.snapshot.seed)
+        tune = Tune.parse(self.snapshot.tune)
+        if tune.calibration(self.model) is not None:
+            reason = f"was trained by {tune.method_name!r} from a start that rows were measured for, which is not kept"
+            fix = "warm up from a start that needs no rows, such as lora's own"
+            raise SettingError("select.method.less.trajectory", self.stage, reason, fix)
+        tuning = tune.attach(self.model, self.snapshot.seed)
         tuning.hold_in(torch.float32)
         named = self.parameters = dict(tuning.parameters())
         values = self.snapshot.trained()

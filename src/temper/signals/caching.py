@@ -30,7 +30,20 @@ def slopes_of(
     return value.detach(), [list(own) for own in zip(*ends, strict=True)]
 
 
-def carry(tensors: Sequence[Tensor], slopes: Sequence[Tensor], value: Tensor) -> Tensor:
-    """Return a number that is `value`, and whose gradients by the tensors are the slopes."""
-    linear = torch.stack([(tensor * slope).sum() for tensor, slope in zip(tensors, slopes, strict=True)]).sum()
-    return linear - linear.detach() + value
+def carry(tensors: Sequence[Tensor], slopes: Sequence[Tensor], value: Tensor, taken_at: Sequence[Tensor]) -> Tensor:
+    """Return a number that is `value`, and whose gradients by the tensors are the slopes.
+
+    Without gradients the number itself follows the tensors along the slopes, so that an optimizer that compares losses
+    a little to both sides finds the slope as well.
+
+    Args:
+        taken_at: the tensors as they were when value and slopes were taken.
+    """
+    if torch.is_grad_enabled():
+        linear = _along(tensors, slopes)
+        return linear - linear.detach() + value
+    return value + _along([tensor - was for tensor, was in zip(tensors, taken_at, strict=True)], slopes)
+
+
+def _along(tensors: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(tensor * slope).sum() for tensor, slope in zip(tensors, slopes, strict=True)]).sum()

@@ -215,7 +215,7 @@ def observe(model: Model, batches: Iterable[Batch], calibrations: Sequence[Calib
                 return
     raise TrainingError(
         f"calibration: after {MOST_PASSES} passes over its rows the statistics have not settled; "
-        "give it more rows (num_examples), or ask for less certainty"
+        "let it look at more rows (`examples` of the method that asks), or ask for less certainty"
     )
 
 

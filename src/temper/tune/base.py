@@ -112,10 +112,14 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
     """What trains are parameters of `model.module` and nothing else, looked up there each time `parameters` is asked,
     so that they may be divided among processes (DTensor). Where it is false, each process holds everything."""
 
+    needs_gradient: ClassVar[bool] = False
+    """It looks at the gradients of training itself, which an optimizer without a backward pass does not make."""
+
     @classmethod
     def needs(cls) -> tuple[str, ...]:
         calibration = (CALIBRATION,) if cls.declares("calibration") else ()
-        return (*super().needs(), *calibration, on_many_processes(cls.works_on_pieces))
+        gradient = ("an optimizer with a backward pass: it looks at gradients",) if cls.needs_gradient else ()
+        return (*super().needs(), *calibration, *gradient, on_many_processes(cls.works_on_pieces))
 
     @property
     def prompt_length(self) -> int:

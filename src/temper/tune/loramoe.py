@@ -55,8 +55,8 @@ class LoRAMoETuning(ExpertsTuning):
                 hidden_states(self.model, batch)
             ahead.append(self.masses(batch, SWITCH))
         whole, slopes = slopes_of(lambda masses: self._balance(masses, coefficient_MN), ahead)
-        for batch, own in zip(batches, slopes, strict=True):
-            self.terms[id(batch)] = partial(carry, slopes=own, value=whole / len(batches))
+        for batch, own, masses in zip(batches, slopes, ahead, strict=True):
+            self.terms[id(batch)] = partial(carry, slopes=own, value=whole / len(batches), taken_at=masses)
 
     def before_pass(self, batch: Batch) -> None:
         if id(batch) in self.terms:
