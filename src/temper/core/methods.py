@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
@@ -220,6 +220,10 @@ class Live:
 
     def after_training(self) -> None:
         """Called after the last step, with the numbers that are the result in place."""
+
+    def remarks(self) -> Sequence[str]:
+        """Return what the report should warn of, asked after the last step: say, that nothing came of a setting."""
+        return ()
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values that a resumed run needs."""

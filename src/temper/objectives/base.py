@@ -63,10 +63,14 @@ class Objective(Method, axis="objective", packages=("temper.objectives",)):
     works_on_pieces: ClassVar[bool] = False
     """It runs the model that trains and no other, so that tensors may be divided among processes (DTensor)."""
 
+    passes_before: ClassVar[float] = 0.0
+    """passes over the data after which it does what it is for; a stage that is over by then is refused"""
+
     @classmethod
     def needs(cls) -> tuple[str, ...]:
         others = (OTHER_MODELS,) if cls.declares("models") else ()
-        return (*super().needs(), *others, on_many_processes(cls.works_on_pieces))
+        passes = (f"more than {cls.passes_before:g} passes over the data",) if cls.passes_before else ()
+        return (*super().needs(), *others, *passes, on_many_processes(cls.works_on_pieces))
 
     def models(self) -> Many[str]:
         """Return the stages (or `base`) whose models it asks, besides the one that it trains."""

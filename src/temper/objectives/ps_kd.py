@@ -5,6 +5,7 @@ Legend: C tokens of a chunk, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -51,6 +52,11 @@ class ProgressiveTarget(TokenLoss):
         weights_B = document_sums(batch.weights_N, batch)
         return Loss(loss_N.sum(), sums_B / weights_B.clamp(min=1e-9), {"alpha": self.alpha * float(weights_B.sum())})
 
+    def remarks(self) -> Many[str]:
+        if self.epoch:
+            return ()
+        return ("objective.ps_kd: no step began after the first epoch, so this was plain sft; train for more epochs",)
+
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "alpha": self.alpha, "past": self.past.state_dict() if self.epoch else None}
 
@@ -72,7 +78,9 @@ class SelfDistillation(Objective, name="ps_kd"):
     epoch predicts, as the paper's own account has it. A budget in steps counts as the epochs that it comes to.
     """
 
+    beside: ClassVar[dict[str, Any]] = {"epochs": 2, "steps": None}
     formats: ClassVar[frozenset[Format]] = frozenset({"messages", "completion", "text"})
+    passes_before: ClassVar[float] = 1.0
 
     alpha: float = Field(0.8, ge=0, le=1, description="alpha_T: share of the model's own past in the last epoch")
 
