@@ -77,6 +77,14 @@ class Distillation(Objective, name="distill"):
         0.1, ge=0, lt=1, description="alpha: how much of its own other side is mixed in; for the skewed divergences"
     )
 
+    def idle(self) -> dict[str, str]:
+        return {} if self.is_skewed else {"skew": "where divergence is skewed or skewed_reverse"}
+
+    @property
+    def is_skewed(self) -> bool:
+        """Whether alpha has a part in D."""
+        return self.divergence.startswith("skewed")
+
     def models(self) -> Many[str]:
         return (self.teacher,)
 
@@ -85,7 +93,7 @@ class Distillation(Objective, name="distill"):
 
     def distance(self, logp_CV: Tensor, logq_CV: Tensor) -> Tensor:
         """Return D of the teacher's and the student's log-probabilities, (C,)."""
-        skew = self.skew if self.divergence.startswith("skewed") else 0.0
+        skew = self.skew if self.is_skewed else 0.0
         if self.divergence in ("forward", "skewed"):
             return kl(logp_CV, mixed(logp_CV, logq_CV, skew))
         return kl(logq_CV, mixed(logq_CV, logp_CV, skew))

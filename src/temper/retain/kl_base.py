@@ -86,6 +86,9 @@ class KLToBase(Retain, name="kl_base"):
         START, description="p_0: start (the model as it was before this stage), base, or an earlier stage"
     )
 
+    def idle(self) -> dict[str, str]:
+        return {} if self.of else {"examples": "beside `of`; on the training batch, all of its rows count"}
+
     def models(self) -> Sequence[str]:
         return (self.reference,)
 

@@ -144,6 +144,10 @@ class LoFiT(Tune, name="lofit"):
         (), description="heads by block and number (3.0, 3.5) that get offsets from the start; empty: they are found"
     )
 
+    def idle(self) -> dict[str, str]:
+        searching = ("share", "search", "sparsity")
+        return dict.fromkeys(searching, "while heads are found, and `heads` names them") if self.heads else {}
+
     def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> LoFiTTuning:
         known = [f"{block.index}.{head}" for block in model.anatomy.blocks for head in range(block.num_heads)]
         for head in self.heads:

@@ -102,6 +102,11 @@ class LoRAMoE(Tune, name="loramoe"):
     knowledge: tuple[str, ...] = Field((), description="what that column says of rows with knowledge of the world")
     targets: tuple[str, ...] = Field((), description=f"{DESCRIPTION}; empty: the MLP's")
 
+    def idle(self) -> dict[str, str]:
+        return (
+            {} if self.knowledge else dict.fromkeys(("delta", "column"), "beside `knowledge`, which tells types apart")
+        )
+
     def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> LoRAMoETuning:
         generator = torch.Generator().manual_seed(seed)
         updates = []
