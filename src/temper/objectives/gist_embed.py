@@ -78,8 +78,9 @@ class GuidedEmbedding(Objective, name="gist_embed"):
 
     Paper: GISTEmbed: Guided In-sample Selection of Training Negatives for Text Embedding Fine-tuning,
     arXiv:2402.16829. Symbols: tau is `temperature`.
-    Deviation: the batch is the whole optimizer step, micro-batches notwithstanding (gradient caching: two forward
-    passes, which dropout makes differ); the guide reads the same tokens and pools them as the model does.
+    Deviation: tau is 0.05 by default, where sentence-transformers and the authors' models have 0.01; the batch is the
+    whole optimizer step, micro-batches notwithstanding (gradient caching: two forward passes, which dropout makes
+    differ); the guide reads the same tokens and pools them as the model does.
     """
 
     example: ClassVar[dict[str, Any]] = {"guide": "start"}
