@@ -8,7 +8,7 @@ accumulating gradients equals one large batch exactly.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from temper.data.encode import Encoder
 from temper.data.example import Format, Row, Sequence
 from temper.data.pack import Batch
 from temper.models.model import Model
+from temper.signals.passes import Pass
 from temper.signals.setup import Setup
 
 
@@ -49,6 +50,10 @@ class Target(Live, ABC):
 
     def before_batches(self, batches: Many[Batch], moment: Moment) -> None:
         """Look at all micro-batches of a step, before the first `loss`: for what is taken over the whole step."""
+
+    def further_passes(self, batches: Many[Batch], moment: Moment) -> Iterable[Pass]:
+        """Return what it runs forward in a step besides the pass over each micro-batch that trains."""
+        return ()
 
     @abstractmethod
     def loss(self, batch: Batch, moment: Moment) -> Loss:

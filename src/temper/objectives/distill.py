@@ -20,6 +20,7 @@ from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
 from temper.signals.divergence import compare, kl, mixed
 from temper.signals.forward import document_sums
+from temper.signals.passes import Pass
 from temper.signals.reference import Reference, check_same_vocabulary
 from temper.signals.setup import Setup
 
@@ -29,6 +30,9 @@ class DistillationTarget(Target):
 
     def __init__(self, model: Model, method: Distillation, teacher: Reference) -> None:
         self.model, self.method, self.teacher = model, method, teacher
+
+    def further_passes(self, batches: Many[Batch], moment: Moment) -> list[Pass]:
+        return [Pass(self.teacher.model, batch, heads=2) for batch in batches]
 
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         both_N2 = compare(self.model, self.teacher, batch, self._of_chunk)

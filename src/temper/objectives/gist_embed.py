@@ -22,6 +22,7 @@ from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
 from temper.signals.caching import carry, slopes_of
 from temper.signals.forward import hidden_states
+from temper.signals.passes import Pass
 from temper.signals.pooling import Pooling, pool
 from temper.signals.reference import Reference, check_same_vocabulary
 from temper.signals.setup import Setup
@@ -59,6 +60,10 @@ class GuidedTarget(Target):
             id(batch): (vectors_BD, own, loss)
             for batch, vectors_BD, [own], loss in zip(batches, embedded, slopes, losses, strict=True)
         }
+
+    def further_passes(self, batches: Many[Batch], moment: Moment) -> list[Pass]:
+        models = (self.model, self.guide.model)
+        return [Pass(model, batch, heads=0, once=True) for model in models for batch in batches]
 
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         taken_at_BD, slope_BD, loss_P = self.looked_at[id(batch)]

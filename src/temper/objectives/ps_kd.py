@@ -20,6 +20,7 @@ from temper.objectives.base import Loss, Objective
 from temper.objectives.sft import TokenLoss
 from temper.signals.divergence import compare
 from temper.signals.forward import document_sums
+from temper.signals.passes import Pass
 from temper.signals.reference import Past
 from temper.signals.setup import Setup
 
@@ -38,6 +39,9 @@ class ProgressiveTarget(TokenLoss):
             num_epochs = moment.passes / moment.progress
             self.epoch, self.alpha = epoch, min(1.0, (epoch + 1) / num_epochs) * self.most
             self.past.refresh()
+
+    def further_passes(self, batches: Many[Batch], moment: Moment) -> list[Pass]:
+        return [Pass(self.model, batch, heads=2) for batch in batches] if int(moment.passes) else []
 
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         if self.epoch == 0:

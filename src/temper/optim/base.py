@@ -38,6 +38,9 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
     needs_gradient: ClassVar[bool] = True
     """False: there is no backward pass, and `step` is given a function that evaluates the whole step's loss"""
 
+    num_evaluations: ClassVar[int] = 1
+    """how often a step asks for its loss"""
+
     @classmethod
     def needs(cls) -> tuple[str, ...]:
         passes = () if cls.needs_gradient else ("no backward pass: it evaluates the loss of whole steps",)

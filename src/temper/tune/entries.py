@@ -192,6 +192,10 @@ class EntriesTuning(Tuning):
         for each in self.entries:
             yield f"{each.name}.delta", each.delta_K
 
+    @property
+    def num_picked_from(self) -> int:
+        return sum(each.part.out_features * each.part.in_features for each in self.entries)
+
     @contextmanager
     def at_start(self) -> Iterator[None]:
         for each in self.entries:

@@ -20,6 +20,7 @@ from temper.models.model import Model
 from temper.signals.caching import carry, slopes_of
 from temper.signals.calibration import Calibration
 from temper.signals.forward import hidden_states
+from temper.signals.passes import Pass
 from temper.tune.base import Tune
 from temper.tune.experts import ExpertsTuning, ExpertsUpdate, starting_experts
 from temper.tune.targets import DESCRIPTION, select_parts
@@ -57,6 +58,10 @@ class LoRAMoETuning(ExpertsTuning):
         whole, slopes = slopes_of(lambda masses: self._balance(masses, coefficient_MN), ahead)
         for batch, own, masses in zip(batches, slopes, ahead, strict=True):
             self.terms[id(batch)] = partial(carry, slopes=own, value=whole / len(batches), taken_at=masses)
+
+    def further_passes(self, batches: Sequence[Batch], moment: Moment) -> list[Pass]:
+        looks_ahead = self.settings.beta and len(batches) > 1
+        return [Pass(self.model, batch, heads=0, once=True) for batch in batches] if looks_ahead else []
 
     def before_pass(self, batch: Batch) -> None:
         if id(batch) in self.terms:
