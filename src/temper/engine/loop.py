@@ -166,7 +166,7 @@ class Loop:
                     log.flush()
                     self._save(step.state)
         self.model.module.eval()
-        if self.validation is not None:
+        if self.best["loss"] is not None:
             self._restore(self.checkpoints.load_best(self.best["step"], self._numbers()))
             self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
         for live in self.lives:
@@ -369,6 +369,8 @@ class Loop:
         if not math.isfinite(loss):
             raise TrainingError(f"step {step}: the loss on the held-out rows is {loss:g}; lower lr, or set clip")
         self.best["last"] = loss
+        if not self.tuning.is_result:
+            return loss
         if self.best["loss"] is None or loss < self.best["loss"]:
             self.best |= {"loss": loss, "step": step, "failures": 0}
             self.checkpoints.save_best(step, self._numbers())

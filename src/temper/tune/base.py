@@ -88,6 +88,12 @@ class Tuning(Live, ABC):
         """Return a scalar added to every step's objective, or None."""
         return None
 
+    @property
+    def is_result(self) -> bool:
+        """Whether what it holds now may be a stage's result. Until it is, no validation counts: none is the best, and
+        none has failed to be."""
+        return True
+
     def further_passes(self, batches: Sequence[Batch], moment: Moment) -> Iterable[Pass]:
         """Return what it runs forward in a step besides the pass over each micro-batch that trains."""
         return ()

@@ -66,11 +66,15 @@ class LoFiTTuning(Tuning):
         if not self.chosen and moment.progress >= self.settings.search:
             self.choose(self.largest())
 
+    @property
+    def is_result(self) -> bool:
+        return bool(self.chosen)
+
     def after_training(self) -> None:
         if not self.chosen:
             raise TrainingError(
                 f"tune.lofit.search: {self.settings.search} is the share of the stage in which heads are found, and "
-                "it ended, or had its best validation, before that; train longer, lower it, or give the heads"
+                "no step began after it; train longer, lower it, or give the heads"
             )
 
     def take_change(self) -> Mapping[str, Tensor] | None:
