@@ -107,3 +107,54 @@ def test_settings_made_in_python_say_what_is_wrong_with_them() -> None:
     said = str(caught.value)
     assert "settings of lora: rank Input should be greater than 0" in said
     assert "init settings of eva: rho Input should be less than or equal to 16" in said
+
+
+IDLE = [
+    (("objective", "distill"), {"teacher": "base"}, {"skew": 0.3}, {"divergence": "skewed"}),
+    (("objective", "distill"), {"teacher": "base", "divergence": "reverse"}, {"skew": 0.3}, None),
+    (("tune", "lofit"), {"heads": ["0.1"]}, {"share": 0.5}, {"heads": []}),
+    (("tune", "lofit"), {"heads": ["0.1"]}, {"search": 0.2}, {"heads": []}),
+    (("tune", "lofit"), {"heads": ["0.1"]}, {"sparsity": 0.2}, {"heads": []}),
+    (("retain", "kl_base"), {}, {"examples": 4}, {"of": "lab/copy"}),
+    (("tune", "loramoe"), {}, {"delta": 0.4}, {"knowledge": ["facts"]}),
+    (("tune", "loramoe"), {}, {"column": "kind"}, {"knowledge": ["facts"]}),
+    (("schedule", "constant"), {}, {"floor": 0.1}, None),
+    (("source", "python"), {"view": "source"}, {"max_characters": 900}, {"view": "summaries"}),
+    (("source", "hub"), {"path": "rows", "test": "test"}, {"test_share": 0.2}, {"test": None}),
+    (("stage", "load"), {"path": "lab:tiny"}, {"revision": "main"}, {"path": "owner/name"}),
+]
+
+
+@pytest.mark.parametrize(("where", "beside", "written", "counts_with"), IDLE, ids=str)
+def test_what_changes_nothing_is_refused_and_counts_where_it_does(
+    where: tuple[str, str], beside: dict[str, object], written: dict[str, object], counts_with: dict[str, object] | None
+) -> None:
+    axis, name = where
+    ((key, value),) = written.items()
+    with pytest.raises(PydanticCustomError, match=rf"{axis}.{name}.{key}: {value!r} counts only .*; leave {key} out"):
+        AXES[axis].parse({name: {**beside, **written}})
+    # With every default written out, as `to_yaml` does, it is the same settings as without.
+    plain = AXES[axis].parse({name: beside})
+    assert AXES[axis].parse(plain.written()) == plain
+    if counts_with is not None:
+        assert getattr(AXES[axis].parse({name: {**beside, **counts_with, **written}}), key) == value
+
+
+def test_what_a_backward_pass_alone_has_is_refused_without_one() -> None:
+    for written in ({"clip": 0.5}, {"recompute": 0.5}):
+        (key,) = written
+        with pytest.raises(
+            ValidationError, match=f"{key}: 0.5 counts only in a backward pass, which seeds does not have"
+        ):
+            FitSettings.model_validate({"optimizer": "seeds", **written})
+        FitSettings.model_validate(written)
+    FitSettings.model_validate({"optimizer": "seeds", "clip": None})
+
+
+def test_the_same_retention_twice_is_refused() -> None:
+    for retain in (["ewc", "ewc"], ["l2_start", "ewc", {"ewc": {"strength": 100}}]):
+        with pytest.raises(
+            ValidationError, match="retain: 'ewc' stands there twice with the same settings; name it once"
+        ):
+            FitSettings.model_validate({"retain": retain})
+    FitSettings.model_validate({"retain": ["ewc", {"ewc": {"of": "lab/copy"}}]})

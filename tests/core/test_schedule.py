@@ -16,9 +16,15 @@ def at(written: object, progress: float, step: int = 50) -> float:
     return Schedule.parse(written).value(Moment(step, progress))
 
 
+def written_as(name: str, **settings: float) -> dict[str, dict[str, float]]:
+    """A schedule with those settings that count for it."""
+    idle = Schedule.parse(name).idle()
+    return {name: {key: value for key, value in settings.items() if key not in idle}}
+
+
 @pytest.mark.parametrize("name", sorted(Schedule.methods()))
 def test_warm_up_rises_to_the_peak_and_what_follows_stays_in_bounds(name: str) -> None:
-    written = {name: {"warmup": 0.1, "floor": 0.05}}
+    written = written_as(name, warmup=0.1, floor=0.05)
     values = [at(written, step / 1000, step) for step in range(1000)]
     assert 0 < values[0] < 0.05 and max(values) == 1.0
     assert all(a <= b for a, b in itertools.pairwise(values[:101]))
@@ -39,7 +45,7 @@ def test_the_shapes_are_those_of_their_names() -> None:
 
 @given(st.sampled_from(sorted(Schedule.methods())), st.floats(0, 1), st.floats(0, 0.9), st.floats(0, 1))
 def test_a_factor_is_a_factor(name: str, progress: float, warmup: float, floor: float) -> None:
-    value = at({name: {"warmup": warmup, "floor": floor}}, progress)
+    value = at(written_as(name, warmup=warmup, floor=floor), progress)
     assert 0 <= value <= 1 + 1e-12
 
 

@@ -78,6 +78,25 @@ def test_what_looks_at_rows_first_is_planned_and_counted(name: str) -> None:
     assert planned(settings(tune="lora")).work.flops_before == 0  # type: ignore[union-attr]
 
 
+FURTHER: dict[str, dict[str, Any]] = {
+    "no backward pass": {"optimizer": "seeds"},
+    "a dense gradient": {"tune": {"lift": {"density": 0.1, "rank": 4}}},
+    "a reference": {"objective": {"distill": {"teacher": "start"}}},
+    "its own past": {"objective": "ps_kd", "steps": 7},
+    "a reference on the batch": {"retain": ["kl_base"]},
+    "a reference on other rows": {"retain": [{"kl_base": {"of": "old", "examples": 3}}]},
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_what_methods_run_besides_is_counted_in_plan_and_run(name: str) -> None:
+    chosen = settings(**FURTHER[name])
+    data = prepare(make(), [rows()], chosen, open_source=lambda source: rows())
+    found = forecast(make, data, chosen)
+    real = fit(tiny("llama"), rows(), chosen, open_source=lambda source: rows())
+    assert found.work is not None and found.work.flops == real.cost["flops"], found.why
+
+
 def test_the_rest_of_a_start_that_is_not_zero_is_held_too() -> None:
     """CorDA takes its start's own B A off beside the update: as many numbers again, in float32."""
     plain, corda = planned(settings(tune={"lora": {"rank": 2}})), planned(settings(tune=LOOKING["corda"]))
@@ -88,6 +107,11 @@ def test_the_rest_of_a_start_that_is_not_zero_is_held_too() -> None:
 
 def test_a_small_model_is_timed_with_what_looks_at_rows_first() -> None:
     chosen = settings(tune=LOOKING["corda"])
+    assert measure_speed(make, chosen, prepared(chosen)).flops_per_second > 0
+
+
+def test_a_small_model_is_timed_without_a_backward_pass() -> None:
+    chosen = settings(optimizer="seeds")
     assert measure_speed(make, chosen, prepared(chosen)).flops_per_second > 0
 
 

@@ -15,6 +15,9 @@ from objective_rows import encoded, other_model, setup_of
 from temper.core.errors import SettingError
 from temper.core.schedule import Moment
 from temper.data.pack import Batch, pack
+from temper.data.rows import Rows
+from temper.engine.fit import fit
+from temper.engine.settings import FitSettings
 from temper.models.model import Model
 from temper.objectives.base import Objective
 from temper.signals.forward import forward
@@ -117,3 +120,26 @@ def test_alpha_grows_with_the_epochs_of_a_real_run(tmp_path: Path) -> None:
         on_step=lambda metrics: alphas.append(metrics.get("alpha", 0.0)),
     ).run()
     assert alphas == pytest.approx([0.0] * 5 + [0.8 * 2 / 2.2] * 5 + [0.8], rel=1e-6)
+
+
+def rows(count: int) -> Rows:
+    records = [{"prompt": "ab" * (1 + index % 5), "completion": "cd"} for index in range(count)]
+    return Rows.from_list(records, "completion", "made", "made.jsonl")
+
+
+@pytest.mark.parametrize("budget", [{"steps": 4}, {"epochs": 1.0}, {"epochs": 0.3}, {}])
+def test_a_stage_that_ends_before_there_is_a_past_is_refused(budget: dict[str, object]) -> None:
+    settings = FitSettings.model_validate({"objective": "ps_kd", "batch_size": 8, **budget})
+    with pytest.raises(SettingError, match=r"train.objective: 'ps_kd' differs .* only after 1 epochs, and .*epochs: 2"):
+        fit(tiny("llama"), rows(32), settings)
+    # One that has no such needs is trained.
+    assert fit(tiny("llama"), rows(8), settings.model_copy(update={"objective": Objective.parse("sft")})).cost["steps"]
+
+
+def test_a_past_of_which_nothing_came_is_said_in_the_report() -> None:
+    """Rows of which one may be put aside, and steps by tokens: how many epochs they come to shows at the end."""
+    written = {"objective": "ps_kd", "max_length": 32, "lr": 1e-3}
+    short = FitSettings.model_validate({**written, "tokens": 60, "batch_tokens": 30})
+    assert any("plain sft" in text for text in fit(tiny("llama"), rows(32), short).warnings)
+    enough = FitSettings.model_validate({**written, "steps": 5, "batch_size": 8})
+    assert not any("plain sft" in text for text in fit(tiny("llama"), rows(32), enough).warnings)

@@ -99,3 +99,13 @@ def test_the_docstring_s_code_uses_what_there_is() -> None:
         used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
         names = {node.attr for node in used if ast.unparse(node.value) == "temper"}
         assert names and names <= set(temper.__all__)
+
+
+def test_a_stage_that_does_not_fit_is_not_said_to_be_missing() -> None:
+    wrong: Any = {"base": "lab:tiny", "stages": [{"name": "a", "train": {"data": ["lab/copy"], "steps": -1}}]}
+    with pytest.raises(ValueError, match="settings of train: steps") as caught:
+        temper.Recipe(**wrong)
+    assert "at least 1 item" not in str(caught.value)
+    with pytest.raises(ValueError, match="at least 1 item"):
+        temper.Recipe(**{**wrong, "stages": []})
+    assert temper.Recipe.model_json_schema()["properties"]["stages"]["minItems"] == 1

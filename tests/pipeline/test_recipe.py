@@ -288,7 +288,9 @@ TRAINS = st.fixed_dictionaries(
         "lr": FLOATS,
         "steps": st.integers(1, 10**9),
         "schedule": st.sampled_from(["constant", {"wsd": {"decay_share": 0.5}}]),
-        "retain": st.lists(st.builds(lambda of: {"replay": {"of": of, "share": 0.1}}, SOURCES), max_size=2),
+        "retain": st.lists(SOURCES, max_size=2).map(
+            lambda sources: [{"replay": {"of": of, "share": (1 + n) / 10}} for n, of in enumerate(sources)]
+        ),
         "truncate": st.booleans(),
         "seed": st.integers(0, 9),
     },

@@ -37,9 +37,8 @@ def test_value(direction: str, named: bool) -> None:
     model, made = tiny("llama"), examples((5, 9, 30, 7))
     before_NV = all_logprobs(model, made)
     tuning = Tune.parse({"lora": {"rank": 2}}).attach(model)
-    method = Retain.parse(
-        {"kl_base": {"strength": 0.7, "direction": direction, "of": ["old.jsonl"] if named else [], "examples": 4}}
-    )
+    source = {"of": ["old.jsonl"], "examples": 4} if named else {}
+    method = Retain.parse({"kl_base": {"strength": 0.7, "direction": direction, **source}})
     setup = Setup(list(tuning.parameters()), examples=lambda sources, count: made)
     near = method.build(model, setup)
     moved(tuning)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from families import FAMILIES, tiny
 from temper.core.schedule import Moment
 from temper.delta.sparse import SparseDelta
 from temper.models.anatomy import part_weight
 from temper.models.model import Model
+from temper.optim.base import Optim
 from temper.tune.entries import EntriesTuning
 from temper.tune.lift import LIFT, LIFTTuning
 from temper.tune.spiel import GrowingEntries, SpIEL, SpIELTuning
@@ -231,3 +234,27 @@ def test_memory_and_disk_are_those_of_the_active_entries(tmp_path: Path) -> None
 def test_gathering_longer_than_a_period_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"tune\.spiel\.gather_steps: 20 is not less than every_steps"):
         SpIEL(gather_steps=20)
+
+
+@pytest.mark.parametrize("tune", ["lift", "spiel"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "galore"])
+def test_decay_pulls_entries_to_the_base(tune: str, optimizer: str) -> None:
+    """Without a gradient a step takes lr times the decay off each change: an entry is a matrix's number, no norm's."""
+    model = tiny("llama")
+    tuning = attach({tune: {"density": 0.1}}, model)
+    moved(tuning)
+    lr, decay, num_steps = 0.1, 0.5, 3
+    settings: dict[str, Any] = {"adamw": {"weight_decay": decay}}
+    written = {"galore": {"inner": settings}} if optimizer == "galore" else {optimizer: {"weight_decay": decay}}
+    named = list(tuning.parameters())
+    norm = nn.Parameter(torch.ones(5))
+    before = {name: parameter.detach().clone() for name, parameter in named}
+    stepping = Optim.parse(written).build([*named, ("norm", norm)], lr)
+    for _ in range(num_steps):
+        for parameter in (*(parameter for _, parameter in named), norm):
+            parameter.grad = torch.zeros_like(parameter)
+        stepping.step()
+    for name, parameter in named:
+        assert before[name].abs().sum() > 0
+        torch.testing.assert_close(parameter.detach(), before[name] * (1 - lr * decay) ** num_steps)
+    assert torch.equal(norm.detach(), torch.ones(5)), "a vector that is one stays"

@@ -287,6 +287,26 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         loop.run()
 
 
+def test_a_validation_while_heads_are_found_is_neither_the_best_nor_a_failure(tmp_path: Path) -> None:
+    """The scalings learn at once, and letting them go undoes it: of all steps that are validated step 2 is the best."""
+    made = examples(tuple(range(3, 23)))
+    losses: dict[int, float] = {}
+    settings: dict[str, Any] = {"tune": {"lofit": {"search": 0.5, "sparsity": 0.0}}, "num_steps": 8, "lr": 0.1}
+    loop = make_loop(
+        tmp_path,
+        made=made,
+        on_step=lambda metrics: losses.update({int(metrics["step"]): metrics.get("validation_loss", 9e9)}),
+        **settings,
+    )
+    loop.validation = Validation(to_batches(made, 64), every_steps=1, patience=3)
+    totals = loop.run()
+    assert min(losses, key=losses.__getitem__) <= 4, "the control: the search's own best is better"
+    assert totals["best_step"] > 4 and totals["best_validation_loss"] == min(
+        losses[step] for step in losses if step > 4
+    )
+    assert isinstance(loop.tuning, LoFiTTuning) and loop.tuning.chosen
+
+
 def test_before_the_heads_are_found_the_scalings_are_the_change(tmp_path: Path) -> None:
     model = tiny("gpt2")
     tuning = lofit(model)

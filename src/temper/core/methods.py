@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
@@ -28,11 +28,12 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from temper.core.code import code_version
-from temper.core.errors import nearest
+from temper.core.errors import SettingError, nearest
 
 ENTRY_POINT_GROUP = "temper.methods"
 
@@ -59,6 +60,30 @@ class Settings(BaseModel):
             if bool not in accepted and accepted & {int, float}:
                 raise PydanticCustomError("number_type", "Input should be a number, not true or false")
         return written
+
+    @property
+    def written_under(self) -> str:
+        """What stands before its fields' names where an error tells where they are written."""
+        return ""
+
+    def idle(self) -> Mapping[str, str]:
+        """Return the fields that change nothing beside the others, each with when it would (`only where ...`).
+
+        To give one another value than its default is an error. A factor of 0 makes nothing idle: what it stands before
+        is turned off in plain view.
+        """
+        return {}
+
+    @model_validator(mode="after")
+    def _refuse_what_is_idle(self) -> Self:
+        for name, when in self.idle().items():
+            field, value = type(self).model_fields[name], getattr(self, name)
+            if value != field.get_default(call_default_factory=True, validated_data={}):
+                written = field.alias or name
+                raise SettingError(
+                    f"{self.written_under}{written}", value, f"counts only {when}", f"leave {written} out"
+                )
+        return self
 
 
 class Method(Settings):
@@ -102,6 +127,10 @@ class Method(Settings):
             _import_all(package)
         load_entry_points()
         return dict(sorted(cls._registered.items()))  # type: ignore[arg-type]
+
+    @property
+    def written_under(self) -> str:
+        return f"{self.axis}.{self.method_name}."
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:
@@ -220,6 +249,10 @@ class Live:
 
     def after_training(self) -> None:
         """Called after the last step, with the numbers that are the result in place."""
+
+    def remarks(self) -> Sequence[str]:
+        """Return what the report should warn of, asked after the last step: say, that nothing came of a setting."""
+        return ()
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values that a resumed run needs."""

@@ -57,6 +57,9 @@ class Schedule(Method, axis="schedule", packages=("temper.core",)):
 class Constant(Schedule, name="constant"):
     """The peak value throughout, after the warm-up."""
 
+    def idle(self) -> dict[str, str]:
+        return {"floor": "where the value decays, as in cosine or linear"}
+
     def decay(self, after: float) -> float:
         return 1.0
 

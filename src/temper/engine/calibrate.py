@@ -95,22 +95,32 @@ def measure_speed(make: Callable[[], Model], settings: FitSettings, data: Data) 
         started = time.perf_counter()
         _pass(loop, batches, units)
         passed = time.perf_counter()
-        loop.clip_gradients()
-        loop.update()
+        _update(loop)
         best_pass = min(best_pass, passed - started)
         best_update = min(best_update, time.perf_counter() - passed)
     tuning.detach()
     data.mean_loss = None  # holds the loop, and so the model and the optimizer's state
-    operations = sum(loop.flops.count(batch) for batch in batches)
+    # Of further passes those over the same batches: the others, over rows of their own, are not taken here.
+    further = [one for one in loop.further_passes(batches, Moment(0, 0.0)) if any(one.batch is own for own in batches)]
+    operations = loop.flops.step(batches, further, loop.optim)
     numbers = sum(parameter.numel() for _, parameter in loop.trained)
     return Speed(operations / best_pass, numbers / best_update)
 
 
 def _pass(loop: Loop, batches: Sequence[Batch], units: float) -> None:
     loop.look_at(batches, Moment(0, 0.0))
-    for batch in batches:
-        loss, _ = loop.add_gradients(batch, units, Moment(0, 0.0))
+    with torch.set_grad_enabled(loop.optim.needs_gradient):
+        for batch in [*batches] * loop.optim.num_evaluations:
+            loss, _ = loop.add_gradients(batch, units, Moment(0, 0.0))
     float(loss.total)  # a GPU has finished
+
+
+def _update(loop: Loop) -> None:
+    if loop.optim.needs_gradient:
+        loop.clip_gradients()
+        loop.update()
+    else:
+        loop.optimizer.step(lambda: 0.0)
 
 
 def _some(data: Data, vocabulary: int) -> list[Example]:

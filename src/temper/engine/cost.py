@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,9 @@ from temper.data.pack import Batch
 from temper.models.model import Model
 from temper.models.prompt import prompt_lengths
 from temper.models.recompute import num_recomputed
+from temper.optim.base import Optim
 from temper.signals.head import KEPT_VALUES
+from temper.signals.passes import Pass
 
 _CLEAR_PEAK = "5"
 
@@ -47,16 +50,23 @@ def peak_memory_bytes(device: torch.device) -> int:
 class FlopCounter:
     """Counts a step's operations from shapes: two for each multiplication of a matrix product.
 
-    Forward: 2 per weight of a block and token (soft prompts included), 2 per weight of the head and supervised token,
-    4 H E (pairs of tokens) per block for attention. Backward: as much for the gradient of the inputs, as much again for
-    the gradient of the weights that train. The head's logits are computed twice where they are too many to be held, and
-    the forward pass of a `recompute` share of the blocks as well.
+    Forward: 2 per weight of a block and token (soft prompts included), 2 per weight of the head and supervised token, 4
+    H E (pairs of tokens) per block for attention. Backward: as much for the gradient of the inputs, as much again for
+    the gradient of the weights that train, and of those that a tuner picks entries from. The head's logits are computed
+    twice where they are too many to be held, and the forward pass of a `recompute` share of the blocks as well. Of a
+    step the passes of other models count, too, and those that methods take beside; an adapter's own small products,
+    validation, and what is looked at before the first step do not.
+
+    Args:
+        model: the one that trains.
+        recompute: share of the blocks.
+        num_picked_from: numbers of frozen matrices whose gradient is computed all the same.
     """
 
-    def __init__(self, model: Model, recompute: float = 0.0) -> None:
+    def __init__(self, model: Model, recompute: float = 0.0, num_picked_from: int = 0) -> None:
         named = dict(model.module.named_modules())
         anatomy = model.anatomy
-        self.block = self.block_trained = 0
+        self.block, self.block_trained = 0, num_picked_from
         for part in anatomy.parts():
             size = part.in_features * part.out_features
             self.block += size
@@ -69,6 +79,35 @@ class FlopCounter:
         self.attention_again = sum(block.num_heads * block.head_dim for block in anatomy.blocks[:again])
         self.attention = sum(block.num_heads * block.head_dim for block in anatomy.blocks)
         self.model = model
+        self.others: dict[int, FlopCounter] = {}
+        """of other models, by their identity"""
+
+    def step(self, batches: Sequence[Batch], further: Iterable[Pass], optim: Optim) -> float:
+        """Return the operations of an optimizer step over micro-batches.
+
+        Args:
+            further: what methods run forward besides.
+            optim: says how often the step's loss is evaluated, and whether backward.
+        """
+        own = [Pass(self.model, batch, trains=True) for batch in batches]
+        return sum((1 if one.once else optim.num_evaluations) * self._of(one, optim) for one in (*own, *further))
+
+    def _of(self, one: Pass, optim: Optim) -> float:
+        if one.trains and optim.needs_gradient:
+            return self.count(one.batch)
+        total = 0.0
+        for model in one.model.members:
+            if model is not self.model and id(model) not in self.others:
+                self.others[id(model)] = FlopCounter(model)
+            total += self.others.get(id(model), self).forward(one.batch, one.heads)
+        return total
+
+    def forward(self, batch: Batch, heads: int = 1) -> float:
+        """Return the operations of a forward pass over a batch, with the logits computed some times."""
+        lengths = prompt_lengths(self.model, batch.lengths)
+        pairs = sum(length * (length + 1) // 2 for length in lengths)
+        blocks = 2.0 * sum(lengths) * self.block + 4.0 * pairs * self.attention
+        return blocks + 2.0 * heads * batch.num_supervised * self.head
 
     def look(self, batch: Batch) -> float:
         """Return the operations of a forward pass over a batch that ends below the head."""

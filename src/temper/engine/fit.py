@@ -139,7 +139,8 @@ def fit(
             _write_quarantine(folder / "quarantine.jsonl", bad)
         cost |= {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
         cost["peak_memory_bytes"] = peak_memory_bytes(device)
-        warnings = [*model.notes, *loop.checkpoints.warnings, *_warnings(details)]
+        remarks = [remark for live in loop.lives for remark in live.remarks()]
+        warnings = [*model.notes, *loop.checkpoints.warnings, *remarks, *_warnings(details)]
         return Fitted(tuning, loop.target, cost, details, warnings)
 
 
@@ -265,8 +266,26 @@ def prepare(
         None if settings.batch_tokens is not None else settings.batch_size or 32,
         settings.batch_tokens,
     )
+    _check_passes(settings, main, on_bad_rows)
     data = Data(steps, main, aside, [part for part, _ in shares], draw, mixture, validation)
     return data
+
+
+def _check_passes(settings: FitSettings, main: Stream, on_bad_rows: OnBadRows) -> None:
+    """Raise SettingError where a stage is sure to end before its objective does what it is for."""
+    needed, budget = settings.objective.passes_before, settings.budget
+    if budget.epochs is not None:
+        most, given = budget.epochs, f"this stage has {budget.epochs:g}"
+    elif budget.steps is not None and settings.batch_tokens is None and on_bad_rows == "stop":
+        size, num_rows = settings.batch_size or 32, sum(map(len, main.parts))
+        most = budget.steps * size / max(1, num_rows)
+        given = f"{budget.steps} steps of {size} over {num_rows} rows are {most:.3g} epochs"
+    else:  # how many rows a number of tokens takes, or steps between rows that are put aside, the training will tell
+        return
+    if needed and most <= needed:
+        reason = f"differs from plain training only after {needed:g} epochs, and {given}"
+        fix = f"train for more than {needed:g} epochs (epochs: {needed + 1:g}), or take another objective"
+        raise SettingError("train.objective", settings.objective.method_name, reason, fix)
 
 
 def _encoder(model: Model, settings: FitSettings) -> Encoder:

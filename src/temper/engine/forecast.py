@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from temper.core.errors import TemperError
+from temper.core.schedule import Moment
 from temper.data.pack import Batch
 from temper.data.stream import ENCODED_BEFOREHAND
 from temper.engine.cost import FlopCounter
@@ -87,7 +88,7 @@ def read_work(loop: Loop, shares: int = 1) -> Work:
     Args:
         shares: processes that each compute a part of every batch; the largest micro-batches are then those of one.
     """
-    counter, largest = FlopCounter(loop.model, loop.recompute), _Largest()
+    largest = _Largest()
     steps, num_rows = 0, sum(len(part) for part in loop.steps.streams[0].parts)
     tokens: list[int] = []
     supervised, flops, progress = 0, 0.0, 0.0
@@ -101,7 +102,7 @@ def read_work(loop: Loop, shares: int = 1) -> Work:
             largest.see(steps, batches)
         tokens.append(sum(batch.num_tokens for batch in batches))
         supervised += sum(batch.num_supervised for batch in batches)
-        flops += sum(counter.count(batch) for batch in batches)
+        flops += loop.operations(batches, Moment(steps, step.progress, step.epoch, passes=step.passes))
         steps, progress = steps + 1, step.progress_after
         if steps >= most:
             break

@@ -43,6 +43,7 @@ from temper.models.recompute import recomputing
 from temper.objectives.base import Loss, Objective, Target
 from temper.optim.base import Optim
 from temper.retain.base import Retention
+from temper.signals.passes import Pass
 from temper.tune.base import Tuning
 
 Metrics = dict[str, float]
@@ -108,7 +109,7 @@ class Loop:
         """Begin to train what the methods name, with a fresh optimizer."""
         self.trained: list[tuple[str, nn.Parameter]] = [*self.tuning.parameters(), *self.target.parameters()]
         self.optimizer = self.optim.build(self.trained, self.lr)
-        self.flops = FlopCounter(self.model, self.recompute)
+        self.flops = FlopCounter(self.model, self.recompute, self.tuning.num_picked_from)
 
     def _follow(self, origins: Mapping[str, Tensor]) -> None:
         """Train another set of numbers from now on; the optimizer keeps its state of those that stay."""
@@ -165,7 +166,7 @@ class Loop:
                     log.flush()
                     self._save(step.state)
         self.model.module.eval()
-        if self.validation is not None:
+        if self.best["loss"] is not None:
             self._restore(self.checkpoints.load_best(self.best["step"], self._numbers()))
             self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
         for live in self.lives:
@@ -273,7 +274,8 @@ class Loop:
             units: of the whole step.
             worst: takes the loss of each of this process' documents.
         """
-        sums: Metrics = {"loss": 0.0, "tokens": 0, "supervised_tokens": 0, "flops": 0.0}
+        operations = self.operations([batch for batch, counts in batches if counts], moment)
+        sums: Metrics = {"loss": 0.0, "tokens": 0, "supervised_tokens": 0, "flops": operations}
         for place, (batch, counts) in enumerate(batches, 1):
             with naming_memory(moment.step, batch.num_tokens, self.micro_tokens):
                 loss, penalty = self.add_gradients(batch, units, moment, counts, is_last=place == len(batches))
@@ -283,7 +285,6 @@ class Loop:
                 "loss": float(loss.total),
                 "tokens": batch.num_tokens,
                 "supervised_tokens": batch.num_supervised,
-                "flops": self.flops.count(batch),
                 **({} if penalty is None else {"penalty": float(penalty)}),
             }
             for name, value in {**loss.metrics, **met}.items():
@@ -301,6 +302,15 @@ class Loop:
         """Return a step's micro-batches on one process, and the units that its loss is divided by."""
         batches = to_batches(examples, self.micro_tokens, self.model.prompt_length)
         return batches, sum(self.objective.units(batch) for batch in batches)
+
+    def further_passes(self, batches: Sequence[Batch], moment: Moment) -> list[Pass]:
+        """Return what the methods run forward in a step besides its micro-batches."""
+        methods: tuple[Tuning | Target | Retention, ...] = (self.tuning, self.target, *self.retentions)
+        return [one for method in methods for one in method.further_passes(batches, moment)]
+
+    def operations(self, batches: Sequence[Batch], moment: Moment) -> float:
+        """Count the floating-point operations of a step's micro-batches on one process."""
+        return self.flops.step(batches, self.further_passes(batches, moment), self.optim)
 
     def look_at(self, batches: Sequence[Batch], moment: Moment) -> None:
         """Show a step's micro-batches to the methods before the first of them is computed."""
@@ -359,6 +369,8 @@ class Loop:
         if not math.isfinite(loss):
             raise TrainingError(f"step {step}: the loss on the held-out rows is {loss:g}; lower lr, or set clip")
         self.best["last"] = loss
+        if not self.tuning.is_result:
+            return loss
         if self.best["loss"] is None or loss < self.best["loss"]:
             self.best |= {"loss": loss, "step": step, "failures": 0}
             self.checkpoints.save_best(step, self._numbers())

@@ -95,6 +95,12 @@ class FitSettings(Settings):
     )
     track: tuple[Tracker, ...] = Field((), description="where the numbers are shown besides metrics.jsonl")
 
+    def idle(self) -> dict[str, str]:
+        if self.optimizer.needs_gradient:
+            return {}
+        without = f"in a backward pass, which {self.optimizer.method_name} does not have"
+        return {"recompute": without, **({} if self.clip is None else {"clip": without})}
+
     @model_validator(mode="after")
     def _one_of_each(self) -> FitSettings:
         lengths = itertools.combinations(("epochs", "steps", "tokens"), 2)
@@ -112,6 +118,11 @@ class FitSettings(Settings):
         if self.snapshots and self.validation is not None:
             reason = "keeps the way to the last step, and validation returns to the best one"
             raise SettingError("snapshots", self.snapshots, reason, "leave one of the two out")
+        for number, method in enumerate(self.retain):
+            if method in self.retain[:number]:
+                reason = "stands there twice with the same settings"
+                fix = "name it once, and make it stronger where it is to count more"
+                raise SettingError("retain", method.method_name, reason, fix)
         total = sum(share.share for share in self.shares)
         if total >= 1:
             raise SettingError(

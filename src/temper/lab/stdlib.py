@@ -82,6 +82,9 @@ class PythonLibrary(Source, name="python"):
     max_characters: int = Field(1500, ge=100, description="longest function that is asked about, in characters")
     folder: str | None = Field(None, description="a library's folder; default: the running Python's own")
 
+    def idle(self) -> dict[str, str]:
+        return {} if self.view == "summaries" else {"max_characters": "where view is summaries"}
+
     @classmethod
     def shorthand(cls, rest: str) -> dict[str, object]:
         """Read `python/source` and `python/summaries`."""

@@ -8,7 +8,7 @@ accumulating gradients equals one large batch exactly.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from temper.data.encode import Encoder
 from temper.data.example import Format, Row, Sequence
 from temper.data.pack import Batch
 from temper.models.model import Model
+from temper.signals.passes import Pass
 from temper.signals.setup import Setup
 
 
@@ -50,6 +51,10 @@ class Target(Live, ABC):
     def before_batches(self, batches: Many[Batch], moment: Moment) -> None:
         """Look at all micro-batches of a step, before the first `loss`: for what is taken over the whole step."""
 
+    def further_passes(self, batches: Many[Batch], moment: Moment) -> Iterable[Pass]:
+        """Return what it runs forward in a step besides the pass over each micro-batch that trains."""
+        return ()
+
     @abstractmethod
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         """Run the model forward on a micro-batch and return its loss."""
@@ -63,10 +68,14 @@ class Objective(Method, axis="objective", packages=("temper.objectives",)):
     works_on_pieces: ClassVar[bool] = False
     """It runs the model that trains and no other, so that tensors may be divided among processes (DTensor)."""
 
+    passes_before: ClassVar[float] = 0.0
+    """passes over the data after which it does what it is for; a stage that is over by then is refused"""
+
     @classmethod
     def needs(cls) -> tuple[str, ...]:
         others = (OTHER_MODELS,) if cls.declares("models") else ()
-        return (*super().needs(), *others, on_many_processes(cls.works_on_pieces))
+        passes = (f"more than {cls.passes_before:g} passes over the data",) if cls.passes_before else ()
+        return (*super().needs(), *others, *passes, on_many_processes(cls.works_on_pieces))
 
     def models(self) -> Many[str]:
         """Return the stages (or `base`) whose models it asks, besides the one that it trains."""

@@ -20,6 +20,7 @@ from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
 from temper.signals.divergence import compare, kl, mixed
 from temper.signals.forward import document_sums
+from temper.signals.passes import Pass
 from temper.signals.reference import Reference, check_same_vocabulary
 from temper.signals.setup import Setup
 
@@ -29,6 +30,9 @@ class DistillationTarget(Target):
 
     def __init__(self, model: Model, method: Distillation, teacher: Reference) -> None:
         self.model, self.method, self.teacher = model, method, teacher
+
+    def further_passes(self, batches: Many[Batch], moment: Moment) -> list[Pass]:
+        return [Pass(self.teacher.model, batch, heads=2) for batch in batches]
 
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         both_N2 = compare(self.model, self.teacher, batch, self._of_chunk)
@@ -77,6 +81,14 @@ class Distillation(Objective, name="distill"):
         0.1, ge=0, lt=1, description="alpha: how much of its own other side is mixed in; for the skewed divergences"
     )
 
+    def idle(self) -> dict[str, str]:
+        return {} if self.is_skewed else {"skew": "where divergence is skewed or skewed_reverse"}
+
+    @property
+    def is_skewed(self) -> bool:
+        """Whether alpha has a part in D."""
+        return self.divergence.startswith("skewed")
+
     def models(self) -> Many[str]:
         return (self.teacher,)
 
@@ -85,7 +97,7 @@ class Distillation(Objective, name="distill"):
 
     def distance(self, logp_CV: Tensor, logq_CV: Tensor) -> Tensor:
         """Return D of the teacher's and the student's log-probabilities, (C,)."""
-        skew = self.skew if self.divergence.startswith("skewed") else 0.0
+        skew = self.skew if self.is_skewed else 0.0
         if self.divergence in ("forward", "skewed"):
             return kl(logp_CV, mixed(logp_CV, logq_CV, skew))
         return kl(logq_CV, mixed(logq_CV, logp_CV, skew))

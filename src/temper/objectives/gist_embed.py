@@ -22,6 +22,7 @@ from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
 from temper.signals.caching import carry, slopes_of
 from temper.signals.forward import hidden_states
+from temper.signals.passes import Pass
 from temper.signals.pooling import Pooling, pool
 from temper.signals.reference import Reference, check_same_vocabulary
 from temper.signals.setup import Setup
@@ -60,6 +61,10 @@ class GuidedTarget(Target):
             for batch, vectors_BD, [own], loss in zip(batches, embedded, slopes, losses, strict=True)
         }
 
+    def further_passes(self, batches: Many[Batch], moment: Moment) -> list[Pass]:
+        models = (self.model, self.guide.model)
+        return [Pass(model, batch, heads=0, once=True) for model in models for batch in batches]
+
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         taken_at_BD, slope_BD, loss_P = self.looked_at[id(batch)]
         total = carry([self._embed(self.model, batch)], [slope_BD], loss_P.sum(), [taken_at_BD])
@@ -78,8 +83,9 @@ class GuidedEmbedding(Objective, name="gist_embed"):
 
     Paper: GISTEmbed: Guided In-sample Selection of Training Negatives for Text Embedding Fine-tuning,
     arXiv:2402.16829. Symbols: tau is `temperature`.
-    Deviation: the batch is the whole optimizer step, micro-batches notwithstanding (gradient caching: two forward
-    passes, which dropout makes differ); the guide reads the same tokens and pools them as the model does.
+    Deviation: tau is 0.05 by default, where sentence-transformers and the authors' models have 0.01; the batch is the
+    whole optimizer step, micro-batches notwithstanding (gradient caching: two forward passes, which dropout makes
+    differ); the guide reads the same tokens and pools them as the model does.
     """
 
     example: ClassVar[dict[str, Any]] = {"guide": "start"}

@@ -23,6 +23,7 @@ from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
 from temper.objectives.preference import answer_logprobs
 from temper.signals.forward import token_logprobs
+from temper.signals.passes import Pass
 from temper.signals.reference import START, Reference
 from temper.signals.setup import Setup
 
@@ -49,6 +50,14 @@ class KTOTarget(Target):
                 reference_B = answer_logprobs(self.reference.token_logprobs(batch), batch)
                 total += float((answer_logprobs(token_logprobs(self.model, batch), batch) - reference_B).sum())
         self.reference_point = max(0.0, total / sum(batch.num_examples for batch in batches))
+
+    def further_passes(self, batches: Many[Batch], moment: Moment) -> list[Pass]:
+        reference = self.reference.model
+        passes = [Pass(reference, batch) for batch in batches]
+        if sum(batch.num_examples for batch in batches) > 1:
+            # With the answers of others a step has as many tokens, but for those that are cut.
+            passes += [Pass(model, batch, once=True) for model in (self.model, reference) for batch in batches]
+        return passes
 
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         reference_P = answer_logprobs(self.reference.token_logprobs(batch), batch)

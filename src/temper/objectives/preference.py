@@ -24,6 +24,7 @@ from temper.data.pack import Batch
 from temper.models.model import Model
 from temper.objectives.base import Loss, Objective, Target
 from temper.signals.forward import document_sums, token_logprobs
+from temper.signals.passes import Pass
 from temper.signals.reference import START, Reference
 from temper.signals.setup import Setup
 
@@ -56,6 +57,9 @@ class PreferenceTarget(Target):
 
     def __init__(self, model: Model, method: Preference, reference: Reference | None) -> None:
         self.model, self.method, self.reference = model, method, reference
+
+    def further_passes(self, batches: Many[Batch], moment: Moment) -> list[Pass]:
+        return [] if self.reference is None else [Pass(self.reference.model, batch) for batch in batches]
 
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         reference_B = None

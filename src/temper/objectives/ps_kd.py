@@ -5,6 +5,7 @@ Legend: C tokens of a chunk, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from temper.objectives.base import Loss, Objective
 from temper.objectives.sft import TokenLoss
 from temper.signals.divergence import compare
 from temper.signals.forward import document_sums
+from temper.signals.passes import Pass
 from temper.signals.reference import Past
 from temper.signals.setup import Setup
 
@@ -38,6 +40,9 @@ class ProgressiveTarget(TokenLoss):
             self.epoch, self.alpha = epoch, min(1.0, (epoch + 1) / num_epochs) * self.most
             self.past.refresh()
 
+    def further_passes(self, batches: Many[Batch], moment: Moment) -> list[Pass]:
+        return [Pass(self.model, batch, heads=2) for batch in batches] if int(moment.passes) else []
+
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         if self.epoch == 0:
             return super().loss(batch, moment)
@@ -50,6 +55,11 @@ class ProgressiveTarget(TokenLoss):
         sums_B = document_sums(loss_N.detach(), batch)
         weights_B = document_sums(batch.weights_N, batch)
         return Loss(loss_N.sum(), sums_B / weights_B.clamp(min=1e-9), {"alpha": self.alpha * float(weights_B.sum())})
+
+    def remarks(self) -> Many[str]:
+        if self.epoch:
+            return ()
+        return ("objective.ps_kd: no step began after the first epoch, so this was plain sft; train for more epochs",)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "alpha": self.alpha, "past": self.past.state_dict() if self.epoch else None}
@@ -72,7 +82,9 @@ class SelfDistillation(Objective, name="ps_kd"):
     epoch predicts, as the paper's own account has it. A budget in steps counts as the epochs that it comes to.
     """
 
+    beside: ClassVar[dict[str, Any]] = {"epochs": 2, "steps": None}
     formats: ClassVar[frozenset[Format]] = frozenset({"messages", "completion", "text"})
+    passes_before: ClassVar[float] = 1.0
 
     alpha: float = Field(0.8, ge=0, le=1, description="alpha_T: share of the model's own past in the last epoch")
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from temper.optim.base import Optim
+from temper.optim.base import Optim, decay_groups
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -31,13 +31,7 @@ class AdamW(Optim, name="adamw"):
     weight_decay: float = Field(0.0, ge=0, description="decay, a share of the weight per unit of lr and step")
 
     def build(self, parameters: Sequence[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Optimizer:
-        matrices = [parameter for _, parameter in parameters if parameter.ndim >= 2]
-        vectors = [parameter for _, parameter in parameters if parameter.ndim < 2]
-        groups = [
-            {"params": members, "weight_decay": decay, "initial_lr": lr}
-            for members, decay in ((matrices, self.weight_decay), (vectors, 0.0))
-            if members
-        ]
+        groups = decay_groups(parameters, lr, self.weight_decay)
         return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
 
     def make_room(self, optimizer: torch.optim.Optimizer) -> None:

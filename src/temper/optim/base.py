@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from temper.core.methods import Method, on_many_processes
+
+
+class Scattered(nn.Parameter):
+    """Numbers of a matrix that lie in a vector: weight decay is for them what it is for the matrix."""
+
+
+def decay_groups(parameters: Sequence[tuple[str, nn.Parameter]], lr: float, decay: float) -> list[dict[str, Any]]:
+    """Return an optimizer's groups: what decays (matrices, and numbers of matrices), and vectors, which do not."""
+    members = [parameter for _, parameter in parameters]
+    decaying = [member for member in members if member.ndim >= 2 or isinstance(member, Scattered)]
+    among = {id(member) for member in decaying}
+    others = [member for member in members if id(member) not in among]
+    return [
+        {"params": own, "weight_decay": rate, "initial_lr": lr}
+        for own, rate in ((decaying, decay), (others, 0.0))
+        if own
+    ]
 
 
 class Optim(Method, axis="optimizer", packages=("temper.optim",)):
@@ -20,6 +37,9 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
     is false, each process holds them whole."""
     needs_gradient: ClassVar[bool] = True
     """False: there is no backward pass, and `step` is given a function that evaluates the whole step's loss"""
+
+    num_evaluations: ClassVar[int] = 1
+    """how often a step asks for its loss"""
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:

@@ -99,6 +99,7 @@ class Seeds(Optim, name="seeds"):
     """
 
     needs_gradient: ClassVar[bool] = False
+    num_evaluations: ClassVar[int] = 2
 
     num_seeds: PositiveInt = Field(4096, description="K, seeds to draw from")
     eps: float = Field(5e-4, gt=0, description="how far to each side the loss is asked for, in units of z")

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_serializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from temper.core.errors import SettingError, TemperError, nearest
 from temper.core.methods import Settings
@@ -139,7 +139,9 @@ class Recipe(Settings):
         "stop", description="a row that cannot be used stops the run, or is skipped: put aside"
     )
     measure: Measure = Field(default_factory=Measure, description="what is measured after every stage")
-    stages: tuple[Step, ...] = Field(min_length=1, description="what the model goes through, in order")
+    stages: tuple[Step, ...] = Field(
+        json_schema_extra={"minItems": 1}, description="what the model goes through, in order"
+    )
     compare: Compare | None = Field(
         None, description="what `temper compare` varies; `temper run` runs the recipe as its stages stand"
     )
@@ -166,6 +168,9 @@ class Recipe(Settings):
     @field_validator("stages", mode="after")
     @classmethod
     def _resolve(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        if not steps:
+            # Not by `min_length`, which does not count a stage that does not fit: it would be said to be missing.
+            raise PydanticKnownError("too_short", {"field_type": "Tuple", "min_length": 1, "actual_length": 0})
         return check_references(steps)
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ A method may mix other data into every batch (`shares`), add a term to the objec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from temper.core.schedule import Moment
 from temper.data.pack import Batch
 from temper.data.source import Source
 from temper.models.model import Model
+from temper.signals.passes import Pass
 from temper.signals.setup import Setup
 
 
@@ -42,6 +43,10 @@ class Retention(Live):
     def penalty(self, moment: Moment) -> Tensor | None:
         """Return a scalar added to the step's objective, or None."""
         return None
+
+    def further_passes(self, batches: Sequence[Batch], moment: Moment) -> Iterable[Pass]:
+        """Return what it runs forward in a step besides the pass over each micro-batch that trains."""
+        return ()
 
 
 class Retain(Method, axis="retain", packages=("temper.retain",)):

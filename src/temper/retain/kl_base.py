@@ -17,6 +17,7 @@ from temper.data.source import OneOrMore
 from temper.models.model import Model
 from temper.retain.base import Retain, Retention
 from temper.signals.divergence import compare, kl
+from temper.signals.passes import Pass
 from temper.signals.reference import START, Reference, check_same_vocabulary
 from temper.signals.setup import Setup
 
@@ -48,13 +49,20 @@ class NearReference(Retention):
     def penalty(self, moment: Moment) -> Tensor | None:
         if not self.pool:
             return None
+        batch = self._drawn(moment).to(next(self.model.module.parameters()).device)
+        with self.computing():
+            return self._total(batch) / batch.num_supervised
+
+    def further_passes(self, batches: Sequence[Batch], moment: Moment) -> list[Pass]:
+        compared = [self._drawn(moment)] if self.pool else batches
+        theirs = [Pass(self.reference.model, batch, heads=2) for batch in compared]
+        return [*theirs, *(Pass(self.model, batch, trains=True) for batch in compared)]
+
+    def _drawn(self, moment: Moment) -> Batch:
         # By seed and step alone, so that a resumed run draws the same.
         generator = np.random.default_rng([self.seed, moment.step])
         drawn = generator.choice(len(self.pool), min(self.method.examples, len(self.pool)), replace=False)
-        device = next(self.model.module.parameters()).device
-        batch = pack([self.pool[index] for index in drawn]).to(device)
-        with self.computing():
-            return self._total(batch) / batch.num_supervised
+        return pack([self.pool[index] for index in drawn])
 
     def _total(self, batch: Batch) -> Tensor:
         def of_chunk(ours_CV: Tensor, theirs_CV: Tensor, targets_C: Tensor) -> Tensor:
@@ -85,6 +93,9 @@ class KLToBase(Retain, name="kl_base"):
     reference: str = Field(
         START, description="p_0: start (the model as it was before this stage), base, or an earlier stage"
     )
+
+    def idle(self) -> dict[str, str]:
+        return {} if self.of else {"examples": "beside `of`; on the training batch, all of its rows count"}
 
     def models(self) -> Sequence[str]:
         return (self.reference,)

@@ -25,6 +25,9 @@ class Load(Stage, name="load"):
     path: str = Field(min_length=1, description="a model's folder, a hub id (owner/name), or lab:NAME")
     revision: str | None = Field(None, description="branch, tag or commit of a hub repository")
 
+    def idle(self) -> dict[str, str]:
+        return {"revision": "for a hub repository"} if self.path.startswith(LAB) else {}
+
     def models(self, previous: str) -> Sequence[str]:
         return ()
 

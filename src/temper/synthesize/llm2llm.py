@@ -21,7 +21,9 @@ class LLM2LLM(Synthesizer, name="llm2llm"):
     rows are ever expanded. In the stage `rounds`; the stage `synthesize` does one step of it with a model as it is.
 
     Paper: LLM2LLM: Boosting LLMs with Novel Iterative Data Enhancement, arXiv:2403.15042.
-    Deviation: new rows are dropped only where they repeat a row exactly, the paper also drops those that are alike.
+    Deviation: a new row is dropped only where its question is exactly that of a seed row or of another of its round;
+    the paper also drops those that are alike. One that an earlier round made may come again, as in the authors' code,
+    whose filter knows the round's own rows alone.
     """
 
     keeps_data: ClassVar[bool] = True

@@ -7,7 +7,7 @@ whatever `parameters()` yields and never asks which tuner it was.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +21,7 @@ from temper.core.schedule import Moment
 from temper.data.pack import Batch
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
+from temper.signals.passes import Pass
 
 
 class Tuning(Live, ABC):
@@ -86,6 +87,21 @@ class Tuning(Live, ABC):
     def penalty(self) -> Tensor | None:
         """Return a scalar added to every step's objective, or None."""
         return None
+
+    @property
+    def is_result(self) -> bool:
+        """Whether what it holds now may be a stage's result. Until it is, no validation counts: none is the best, and
+        none has failed to be."""
+        return True
+
+    def further_passes(self, batches: Sequence[Batch], moment: Moment) -> Iterable[Pass]:
+        """Return what it runs forward in a step besides the pass over each micro-batch that trains."""
+        return ()
+
+    @property
+    def num_picked_from(self) -> int:
+        """How many numbers of frozen matrices have their gradient computed all the same, to pick from it."""
+        return 0
 
     @abstractmethod
     def save(self, folder: Path) -> None:

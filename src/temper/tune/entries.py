@@ -23,6 +23,7 @@ from temper.delta.base import Provenance
 from temper.delta.sparse import SparseChange, SparseDelta
 from temper.models.anatomy import Part, part_weight
 from temper.models.model import Model
+from temper.optim.base import Scattered
 from temper.tune.base import Tuning
 from temper.tune.tap import tap
 
@@ -39,7 +40,7 @@ class Entries:
         """int64 flat places in the part's (O x I) matrix, ascending"""
         self.base_K = self._read(self.index_K)
         """what the base has there, in the weight's type"""
-        self.delta_K = nn.Parameter(torch.zeros(len(index_K), device=device))
+        self.delta_K = Scattered(torch.zeros(len(index_K), device=device))
         self.laid_index_L = torch.empty(0, dtype=torch.int64, device=device)
         self.laid_base_L = self.base_K.new_empty(0)
         self.laid_delta_L = torch.empty(0, device=device)
@@ -190,6 +191,10 @@ class EntriesTuning(Tuning):
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for each in self.entries:
             yield f"{each.name}.delta", each.delta_K
+
+    @property
+    def num_picked_from(self) -> int:
+        return sum(each.part.out_features * each.part.in_features for each in self.entries)
 
     @contextmanager
     def at_start(self) -> Iterator[None]:

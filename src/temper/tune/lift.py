@@ -46,9 +46,9 @@ class LIFT(Tune, name="lift"):
 
     Paper: LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for Reasoning-Focused Supervised
     Fine-Tuning, arXiv:2506.00772.
-    Symbols: r is `rank`. Deviation: what trains are the changes to the entries, one vector for each matrix, and vectors
-    do not decay, whatever an optimizer's `weight_decay`; a density sets K, where the authors' code takes that of a LoRA
-    of some rank.
+    Symbols: r is `rank`. Deviation: what trains are the changes to the entries, so that an optimizer's `weight_decay`
+    pulls an entry to the base and not to 0; a density sets K, where the authors' code takes that of a LoRA of some
+    rank.
     """
 
     default_lr: ClassVar[float] = 1e-4

@@ -66,11 +66,15 @@ class LoFiTTuning(Tuning):
         if not self.chosen and moment.progress >= self.settings.search:
             self.choose(self.largest())
 
+    @property
+    def is_result(self) -> bool:
+        return bool(self.chosen)
+
     def after_training(self) -> None:
         if not self.chosen:
             raise TrainingError(
                 f"tune.lofit.search: {self.settings.search} is the share of the stage in which heads are found, and "
-                "it ended, or had its best validation, before that; train longer, lower it, or give the heads"
+                "no step began after it; train longer, lower it, or give the heads"
             )
 
     def take_change(self) -> Mapping[str, Tensor] | None:
@@ -143,6 +147,10 @@ class LoFiT(Tune, name="lofit"):
     heads: tuple[str, ...] = Field(
         (), description="heads by block and number (3.0, 3.5) that get offsets from the start; empty: they are found"
     )
+
+    def idle(self) -> dict[str, str]:
+        searching = ("share", "search", "sparsity")
+        return dict.fromkeys(searching, "while heads are found, and `heads` names them") if self.heads else {}
 
     def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> LoFiTTuning:
         known = [f"{block.index}.{head}" for block in model.anatomy.blocks for head in range(block.num_heads)]

@@ -20,6 +20,7 @@ from temper.models.model import Model
 from temper.signals.caching import carry, slopes_of
 from temper.signals.calibration import Calibration
 from temper.signals.forward import hidden_states
+from temper.signals.passes import Pass
 from temper.tune.base import Tune
 from temper.tune.experts import ExpertsTuning, ExpertsUpdate, starting_experts
 from temper.tune.targets import DESCRIPTION, select_parts
@@ -57,6 +58,10 @@ class LoRAMoETuning(ExpertsTuning):
         whole, slopes = slopes_of(lambda masses: self._balance(masses, coefficient_MN), ahead)
         for batch, own, masses in zip(batches, slopes, ahead, strict=True):
             self.terms[id(batch)] = partial(carry, slopes=own, value=whole / len(batches), taken_at=masses)
+
+    def further_passes(self, batches: Sequence[Batch], moment: Moment) -> list[Pass]:
+        looks_ahead = self.settings.beta and len(batches) > 1
+        return [Pass(self.model, batch, heads=0, once=True) for batch in batches] if looks_ahead else []
 
     def before_pass(self, batch: Batch) -> None:
         if id(batch) in self.terms:
@@ -101,6 +106,11 @@ class LoRAMoE(Tune, name="loramoe"):
     column: str = Field("task", description="column of a row that says what type of data it is")
     knowledge: tuple[str, ...] = Field((), description="what that column says of rows with knowledge of the world")
     targets: tuple[str, ...] = Field((), description=f"{DESCRIPTION}; empty: the MLP's")
+
+    def idle(self) -> dict[str, str]:
+        return (
+            {} if self.knowledge else dict.fromkeys(("delta", "column"), "beside `knowledge`, which tells types apart")
+        )
 
     def attach(self, model: Model, seed: int = 0, calibration: Calibration | None = None) -> LoRAMoETuning:
         generator = torch.Generator().manual_seed(seed)

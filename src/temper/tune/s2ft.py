@@ -90,6 +90,10 @@ class S2FTTuning(Tuning):
         for each in self.slices:
             yield f"{each.part.path}.slice", each.delta_OS
 
+    @property
+    def num_picked_from(self) -> int:
+        return sum(each.delta_OS.numel() for each in self.slices)
+
     def hold_in(self, dtype: torch.dtype) -> None:
         super().hold_in(dtype)
         for each in self.slices:

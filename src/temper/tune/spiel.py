@@ -130,9 +130,8 @@ class SpIEL(Tune, name="spiel"):
     Paper: Scaling Sparse Fine-Tuning to Large Language Models, arXiv:2401.16405.
     Symbols: S is `every_steps`, gamma is `gather_steps`. Deviation: SM3's accumulators are the tuner's, so that any
     optimizer will do; new places start with no momentum, where the authors' code starts it at the gathered gradient,
-    and Adam corrects all places' averages by the age of the oldest, where that code keeps an age for each; changes are
-    vectors, which do not decay, whatever an optimizer's `weight_decay`; candidates are chosen by a whole step's
-    gradient, for which each matrix holds one dense gradient once in S steps.
+    and Adam corrects all places' averages by the age of the oldest, where that code keeps an age for each; candidates
+    are chosen by a whole step's gradient, for which each matrix holds one dense gradient once in S steps.
     """
 
     default_lr: ClassVar[float] = 1e-4

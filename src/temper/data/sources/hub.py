@@ -31,6 +31,9 @@ class HubSource(Reading, Source, name="hub"):
         None, description="the data set's split to measure on; none: a part of `train` by `test_share`, or all of it"
     )
 
+    def idle(self) -> dict[str, str]:
+        return {} if self.test is None else {"test_share": "where `test` names no split to measure on"}
+
     @classmethod
     def shorthand(cls, rest: str) -> dict[str, object]:
         return {"path": rest}
