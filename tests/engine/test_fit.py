@@ -253,3 +253,14 @@ def test_a_tuner_is_calibrated_on_the_rows_that_it_names(tmp_path: Path) -> None
     assert torch.equal(one, same) and not torch.allclose(one, other, atol=1e-3)
     train = Stage.parse({"train": {"data": ["a.jsonl"], "tune": {"lora": {"init": {"corda": {"of": "kept.jsonl"}}}}}})
     assert [source.written()["file"]["path"] for source in train.sources()] == [["a.jsonl"], ["kept.jsonl"]]
+
+
+def test_an_optimizer_of_which_nothing_came_is_told() -> None:
+    """LoRA's factors have a side of 8 numbers, and the model's matrices one of 48."""
+
+    def warned(tune: object, rank: int) -> bool:
+        chosen = settings(tune=tune, optimizer={"galore": {"rank": rank}}, steps=1)
+        return any("this was plain adamw" in warning for warning in fit(tiny(), rows(), chosen).warnings)
+
+    assert warned("lora", 8) and not warned("lora", 7)
+    assert warned("full", 128) and not warned("full", 8)

@@ -140,6 +140,7 @@ def fit(
         cost |= {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
         cost["peak_memory_bytes"] = peak_memory_bytes(device)
         remarks = [remark for live in loop.lives for remark in live.remarks()]
+        remarks += settings.optimizer.remarks(loop.optimizer)
         warnings = [*model.notes, *loop.checkpoints.warnings, *remarks, *_warnings(details)]
         return Fitted(tuning, loop.target, cost, details, warnings)
 

@@ -64,6 +64,10 @@ class Optim(Method, axis="optimizer", packages=("temper.optim",)):
         """Return what `metrics.jsonl` should hold of the last step besides loss, rate and norm."""
         return {}
 
+    def remarks(self, optimizer: torch.optim.Optimizer) -> Sequence[str]:
+        """Return what the report should warn of, asked after the last step: say, that nothing came of a setting."""
+        return ()
+
     def carry(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer, origins: Mapping[Tensor, Tensor]) -> None:
         """Give a new optimizer the state of the old one, for the parameters that both hold.
 

@@ -104,6 +104,15 @@ class GaLore(Optim, name="galore"):
     def build(self, parameters: Sequence[tuple[str, nn.Parameter]], lr: float) -> GaLoreOptimizer:
         return GaLoreOptimizer(parameters, lr, self)
 
+    def remarks(self, optimizer: torch.optim.Optimizer) -> Sequence[str]:
+        assert isinstance(optimizer, GaLoreOptimizer)
+        if optimizer.stand_ins:
+            return ()
+        return (
+            f"optimizer.galore: projected nothing, since all that trains are vectors and matrices with a side of at "
+            f"most {self.rank} numbers (`rank`): this was plain {self.inner.method_name}; lower rank, or leave galore out",
+        )
+
     def carry(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer, origins: Mapping[Tensor, Tensor]) -> None:
         assert isinstance(old, GaLoreOptimizer) and isinstance(new, GaLoreOptimizer)
         super().carry(old, new, origins)
