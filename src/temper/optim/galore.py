@@ -109,8 +109,8 @@ class GaLore(Optim, name="galore"):
         if optimizer.stand_ins:
             return ()
         return (
-            f"optimizer.galore: projected nothing, since all that trains are vectors and matrices with a side of at "
-            f"most {self.rank} numbers (`rank`): this was plain {self.inner.method_name}; lower rank, or leave galore out",
+            f"optimizer.galore: projected nothing, as all that trains are vectors and matrices with a side of at most "
+            f"{self.rank} numbers (`rank`): this was plain {self.inner.method_name}; lower rank, or leave galore out",
         )
 
     def carry(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer, origins: Mapping[Tensor, Tensor]) -> None:
