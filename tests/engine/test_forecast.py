@@ -9,10 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from families import tiny
+from objective_rows import OBJECTIVES, content
 from temper.core.errors import SettingError
+from temper.core.methods import Method
 from temper.data.rows import Rows
 from temper.engine.calibrate import measure_speed
 from temper.engine.fit import Data, fit, prepare
@@ -22,6 +25,10 @@ from temper.engine.settings import FitSettings
 from temper.engine.trace import WEIGHTS
 from temper.models.load import Outline, outline_model, read_outline, save_model
 from temper.models.model import Model
+from temper.objectives.base import Objective
+from temper.optim.base import Optim
+from temper.retain.base import Retain
+from temper.tune.base import Tune
 
 # Methods that look at rows before they are attached, and read numbers of what they saw.
 LOOKING: dict[str, dict[str, Any]] = {
@@ -58,6 +65,25 @@ def prepared(chosen: FitSettings) -> Data:
 
 def planned(chosen: FitSettings, place: Elsewhere | None = None) -> Forecast:
     return forecast(make, prepared(chosen), chosen, place=place)
+
+
+def every(axis: type[Method]) -> list[tuple[str, dict[str, Any]]]:
+    return [(axis.axis, {name: dict(method.example)}) for name, method in axis.methods().items()]
+
+
+@pytest.mark.parametrize(
+    ("key", "written"),
+    [*every(Tune), *every(Optim), *((Objective.axis, written) for written in OBJECTIVES.values()), *every(Retain)],
+    ids=lambda value: str(value),
+)
+def test_every_method_can_be_planned(key: str, written: object) -> None:
+    chosen = settings(**({key: written} if key != "retain" else {key: [written]}), epochs=3, steps=None)
+    form = next(iter(sorted(chosen.objective.formats)))
+    generator = np.random.default_rng(0)
+    made = Rows.from_list([content(form, generator) for _ in range(24)], form, "made", "made.jsonl")
+    found = forecast(make, prepare(make(), [made], chosen), chosen)
+    assert found.why == "" and found.work is not None and found.work.steps >= 9  # replay takes room in each batch
+    assert found.memory is not None and found.memory.tensor_bytes > 0
 
 
 @pytest.mark.parametrize("name", LOOKING)

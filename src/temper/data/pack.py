@@ -1,6 +1,6 @@
 """Packed batches: one flat run of tokens with document boundaries; no padding, no leakage.
 
-Legend: T packed tokens, N supervised tokens, B documents (sequences) in the batch.
+Legend: T packed tokens, N supervised tokens, L labels, B documents (sequences) in the batch.
 """
 
 from __future__ import annotations
@@ -43,8 +43,12 @@ class Batch:
     """one for each example"""
     origins: tuple[Origin, ...]
     """one for each example"""
-    labels_T: Tensor | None = None
-    """int64, the label of each token, -1 for none; None where no sequence has labels"""
+    labels_L: Tensor | None = None
+    """int64, the labels of tokens or documents; None where no sequence has labels"""
+    labelled_L: Tensor | None = None
+    """int64 flat position of each"""
+    labelled_document_L: Tensor | None = None
+    """int64 in [0, B), the document of each"""
 
     @property
     def num_documents(self) -> int:
@@ -97,7 +101,7 @@ def pack(examples: Sequence[Example]) -> Batch:
         examples=tuple(index for index, _ in sequences),
         columns=tuple(example.columns for example in examples),
         origins=tuple(example.origin for example in examples),
-        labels_T=_labels([sequence for _, sequence in sequences]),
+        **_labels([sequence for _, sequence in sequences], lengths),
     )
 
 
@@ -115,14 +119,20 @@ def divide_by_cost(examples: Sequence[Example], num_parts: int) -> list[list[Exa
     return [[examples[index] for index in sorted(members)] for members in parts]
 
 
-def _labels(sequences: Sequence[Tokens]) -> Tensor | None:
+def _labels(sequences: Sequence[Tokens], lengths: Sequence[int]) -> dict[str, Tensor]:
     if all(sequence.labels_T is None for sequence in sequences):
-        return None
+        return {}
     labels = [
         np.full(len(sequence.tokens_T), -1) if sequence.labels_T is None else sequence.labels_T
         for sequence in sequences
     ]
-    return torch.from_numpy(np.concatenate(labels).astype(np.int64))
+    labels_T = np.concatenate(labels).astype(np.int64)
+    labelled_L = np.flatnonzero(labels_T >= 0)
+    return {
+        "labels_L": torch.from_numpy(labels_T[labelled_L]),
+        "labelled_L": torch.from_numpy(labelled_L),
+        "labelled_document_L": torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)[labelled_L]),
+    }
 
 
 def split_by_cost(examples: Sequence[Example], micro_tokens: int, prompt_length: int = 0) -> list[list[Example]]:

@@ -456,7 +456,9 @@ def _open_all(
 def _frozen(load: Callable[[str], Model], device: torch.device, dtype: torch.dtype, name: str) -> Model:
     """Load a model that is asked and not trained."""
     model = load(name)
-    model.module.requires_grad_(False).to(device).eval()
+    model.module.requires_grad_(False).eval()
+    if next(model.module.parameters()).device.type != device.type:  # tensors without content are there from the start
+        model.module.to(device)
     hold_in(model, dtype)
     return model
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from temper.core.schedule import Moment
@@ -37,9 +37,11 @@ class LabelTarget(Target):
     def loss(self, batch: Batch, moment: Moment) -> Loss:
         logits_LK, labels_L = self.head.logits(self.model, batch)
         loss_L = F.cross_entropy(logits_LK, labels_L, reduction="none")
-        document_L = _documents(batch)
-        sums_B = torch.zeros(batch.num_documents, device=loss_L.device).index_add(0, document_L, loss_L.detach())
-        counts_B = torch.bincount(document_L, minlength=batch.num_documents)
+        assert batch.labelled_document_L is not None
+        sums_B, counts_B = (
+            torch.zeros(batch.num_documents, device=loss_L.device).index_add(0, batch.labelled_document_L, each_L)
+            for each_L in (loss_L.detach(), torch.ones_like(loss_L))
+        )
         is_right_L = logits_LK.detach().argmax(1) == labels_L
         return Loss(loss_L.sum(), sums_B / counts_B.clamp(min=1), {"accuracy": float(is_right_L.sum())})
 
@@ -60,8 +62,8 @@ class Labelling(Objective):
 
     def units(self, batch: Batch) -> float:
         """Count labels."""
-        assert batch.labels_T is not None
-        return float((batch.labels_T >= 0).sum())
+        assert batch.labels_L is not None
+        return float(len(batch.labels_L))
 
     def number(self, row: Row, label: str) -> int:
         """Return a label's number.
@@ -70,10 +72,3 @@ class Labelling(Objective):
         if label not in self.labels:
             raise RowError(f"the label {label!r} is none of labels ({', '.join(self.labels)}); add it there")
         return self.labels.index(label)
-
-
-def _documents(batch: Batch) -> Tensor:
-    """Return the document of each labelled token, (N,)."""
-    assert batch.labels_T is not None
-    document_T = torch.repeat_interleave(torch.tensor(batch.lengths))
-    return document_T.to(batch.labels_T.device)[batch.labels_T >= 0]

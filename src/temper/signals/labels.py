@@ -45,14 +45,14 @@ class LabelHead:
 
     def logits(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits and labels, (L, K) float32 and (L,) int64, of documents or of labelled tokens, in order."""
-        assert batch.labels_T is not None
+        assert batch.labels_L is not None and batch.labelled_L is not None
         hidden_TD = hidden_states(model, batch, self.is_causal)
-        labelled_L = batch.labels_T.ge(0).nonzero()[:, 0]
-        chosen_LD = (
-            hidden_TD.index_select(0, labelled_L) if self.pooling is None else pool(hidden_TD, batch, self.pooling)
-        )
+        if self.pooling is None:
+            chosen_LD = hidden_TD.index_select(0, batch.labelled_L)
+        else:
+            chosen_LD = pool(hidden_TD, batch, self.pooling)
         with torch.autocast(hidden_TD.device.type, enabled=False):
-            return chosen_LD.float() @ self.weight_KD.t(), batch.labels_T.index_select(0, labelled_L)
+            return chosen_LD.float() @ self.weight_KD.t(), batch.labels_L
 
     def save(self, folder: Path) -> None:
         """Write it into a stage's folder, as `head/`."""

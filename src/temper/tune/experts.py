@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,17 +25,21 @@ from temper.models.model import Model
 from temper.tune.beside import BesideTuning, Update
 
 
-def starting_experts(part: Part, shape: tuple[int, int], scaling: float, generator: torch.Generator) -> Experts:
+def starting_experts(
+    part: Part, shape: tuple[int, int], scaling: float, generator: torch.Generator, device: torch.device
+) -> Experts:
     """Return experts that add nothing: router and A uniform as a linear layer starts, B at 0.
 
     Args:
         shape: N and R.
+        generator: of a CPU, so that every device starts alike.
     """
     num, rank = shape
     bound = 1 / math.sqrt(part.in_features)  # Kaiming's uniform bound with a = sqrt(5)
     router_NI = torch.empty(num, part.in_features).uniform_(-bound, bound, generator=generator)
     a_NRI = torch.empty(num, rank, part.in_features).uniform_(-bound, bound, generator=generator)
-    return Experts(router_NI, a_NRI, torch.zeros(num, part.out_features, rank), scaling)
+    b_NOR = torch.zeros(num, part.out_features, rank)
+    return Experts(router_NI.to(device), a_NRI.to(device), b_NOR.to(device), scaling)
 
 
 class ExpertsUpdate(Update):
@@ -73,7 +78,7 @@ class ExpertsUpdate(Update):
                 f"knows of which example a token is, which {switch} needs; set {switch} to 0, or take an objective "
                 "that reads the batch as it is"
             )
-        example_T = torch.tensor(batch.examples).repeat_interleave(torch.tensor(batch.lengths)).to(seen[0].device)
+        example_T = torch.from_numpy(np.repeat(batch.examples, batch.lengths)).to(seen[0].device)
         mass_MN = seen[0].new_zeros(batch.num_examples, seen[0].shape[1])
         for gate_TN in seen:
             mass_MN = mass_MN.index_add(0, example_T, gate_TN)

@@ -123,7 +123,7 @@ class LoRAMoE(Tune, name="loramoe"):
                 raise SettingError("tune.loramoe.rank", self.rank, reason, f"try {narrow} or less")
             device = model.module.get_submodule(part.path).weight.device
             shape = (self.num_experts, self.rank)
-            experts = starting_experts(part, shape, self.alpha / self.rank, generator).to(device)
+            experts = starting_experts(part, shape, self.alpha / self.rank, generator, device)
             updates.append(ExpertsUpdate(part, experts, self.dropout))
         return LoRAMoETuning(model, updates, self)
 
