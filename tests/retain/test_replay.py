@@ -50,6 +50,6 @@ def test_the_share_of_every_batch_is_replayed(tmp_path: Path, share: float) -> N
 
 
 def test_shares_that_leave_no_room_are_refused() -> None:
-    retain = [{"replay": {"of": "old.jsonl", "share": 0.5}}] * 2
+    retain = [{"replay": {"of": name, "share": 0.5}} for name in ("old.jsonl", "older.jsonl")]
     with pytest.raises(ValidationError, match="add up to, which leaves no room"):
         FitSettings.model_validate({"retain": retain, "steps": 1})
