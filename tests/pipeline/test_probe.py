@@ -140,6 +140,13 @@ def test_what_examples_name_is_there_in_a_format_that_fits(running: Probe, names
     assert (trial.outcome, trial.reason) == ("works", "")
 
 
+def test_a_reason_names_files_from_the_probes_folder_on(running: Probe) -> None:
+    """LESS needs Adam's averages, and names the snapshot that has none."""
+    trial = running.run(Selector.methods()["less"], AXES["optimizer"].methods()["lion"])
+    assert trial.outcome == "refused" and "'run/train/trajectory/" in trial.reason
+    assert str(running.folder) not in trial.reason and not (running.folder / "run").exists()
+
+
 def test_rows_of_every_format_lie_in_the_probes_folder(running: Probe, tmp_path: Path) -> None:
     path = str(running.folder / "rows.jsonl")
     for format in get_args(Format):

@@ -20,6 +20,7 @@ import contextlib
 import io
 import itertools
 import json
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -51,6 +52,8 @@ from temper.stages.base import Stage
 
 Outcome = Literal["works", "refused", "defect", "untried"]
 LAB_FORMS: tuple[Format, ...] = get_args(Lab.model_fields["form"].annotation)
+RUN = "run"
+"""folder of the recipe that is tried, in the probe's own"""
 SHOWN = 300
 """characters of a reason that are kept"""
 
@@ -126,6 +129,7 @@ class Probe:
         names = tuple(f"{method.axis}/{method.method_name}" for method in methods)
         started = time.monotonic()
         outcome, reason = self._outcome(methods)
+        reason = reason.replace(f"{self.folder}/", "")  # equal reasons read alike, whatever the folder is called
         return Trial(names, outcome, reason[:SHOWN], round(time.monotonic() - started, 3))
 
     def _outcome(self, methods: Sequence[type[Method]]) -> tuple[Outcome, str]:
@@ -188,8 +192,11 @@ class Probe:
             self._put(stages, place.host, {place.host.method_name: place.settings(method, written)})
 
     def _go(self, recipe: Recipe) -> None:
-        with tempfile.TemporaryDirectory(dir=self.folder) as root:
-            self._run_stages(recipe, Path(root))
+        root = self.folder / RUN
+        try:
+            self._run_stages(recipe, root)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
 
     def _run_stages(self, recipe: Recipe, root: Path) -> None:
         shelf = Shelf(Base.model_validate(recipe.base.path), self.folder / "cache", recipe.seed)
