@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from temper.core.errors import SettingError, TrainingError
+from temper.core.errors import SettingError
 from temper.core.schedule import Moment
 from temper.data.example import Example
 from temper.data.pack import Batch, pack
@@ -38,9 +38,12 @@ class NearReference(Retention):
     def before_batches(self, batches: Sequence[Batch], moment: Moment) -> None:
         self.num_tokens = sum(batch.num_supervised for batch in batches)
         if not self.num_tokens:
-            raise TrainingError(
-                "retain.kl_base: nothing in this batch is supervised, so there is no token to stay near at; the "
-                "objective predicts no tokens: leave kl_base out"
+            raise SettingError(
+                "retain",
+                "kl_base",
+                "finds nothing supervised in this batch, so there is no token to stay near at (the objective predicts "
+                "no tokens)",
+                "leave kl_base out",
             )
 
     def batch_penalty(self, batch: Batch, moment: Moment) -> Tensor | None:
