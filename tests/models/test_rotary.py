@@ -13,8 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from families import FAMILIES, tiny
 from temper.models.attention import NAME
+from temper.models.cache import CACHE_NAMES
 from temper.models.norms import RMSNorm
-from temper.models.rotary import RotaryAttention, equivalent, rotate
+from temper.models.rotary import RotaryAttention, draw_weights, equivalent, replace_attention, rotate
 
 ROTARY = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2"}
 
@@ -102,6 +103,13 @@ class Other(LlamaAttention):
         return super().forward(hidden_states + alibi, **kwargs)
 
 
+class Forgetful(LlamaAttention):
+    """Keeps nothing of the tokens before."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **{name: value for name, value in kwargs.items() if name not in CACHE_NAMES})
+
+
 class Windowed(LlamaAttention):
     """Sees less while it trains."""
 
@@ -109,23 +117,59 @@ class Windowed(LlamaAttention):
         return super().forward(*args, **kwargs, sliding_window=3 if self.training else None)
 
 
-def small(kind: type[LlamaAttention]) -> nn.Module:
+class Sometimes(LlamaAttention):
+    """Turns nothing in every second block."""
+
+    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any) -> Any:
+        cos, sin = position_embeddings
+        if self.layer_idx % 2:
+            cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
+        return super().forward(hidden_states, (cos, sin), **kwargs)
+
+
+def found_for(attention: nn.Module) -> RotaryAttention | None:
+    return equivalent(attention, draw_weights(attention))
+
+
+def small(kind: type[LlamaAttention]) -> Any:
     config = LlamaConfig(hidden_size=16, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
     return kind(config, 0)
 
 
 def test_attention_is_replaced_only_by_one_that_computes_the_same() -> None:
     own = small(LlamaAttention)
-    before = own.config._attn_implementation  # type: ignore[union-attr]
-    found = equivalent(own)
+    before = own.config._attn_implementation
+    found = found_for(own)
     assert found is not None and dict(found.named_parameters()) == dict(own.named_parameters())
     assert found.get_parameter("q_proj.weight") is own.get_parameter("q_proj.weight")
-    assert own.training and own.config._attn_implementation == before  # type: ignore[union-attr]
-    assert [equivalent(small(kind)) for kind in (Doubled, Blended, Partial, Other)] == [None] * 4
+    assert own.training and own.config._attn_implementation == before
+    assert [found_for(small(kind)) for kind in (Doubled, Blended, Partial, Forgetful, Other)] == [None] * 5
+
+
+def test_every_block_is_tried() -> None:
+    """SmolLM3's way: blocks of one class and shape, of which some turn nothing."""
+    model = tiny("llama")
+    for number, block in enumerate(model.anatomy.blocks):
+        theirs: Any = model.module.get_submodule(block.path)
+        theirs.self_attn = Sometimes(model.module.config, number)
+    replace_attention(model.module, model.anatomy)
+    attentions = [model.module.get_submodule(f"{block.path}.self_attn") for block in model.anatomy.blocks]
+    assert [isinstance(one, RotaryAttention) for one in attentions] == [True, False]
+
+
+def test_an_attention_that_fails_is_left_as_it_was() -> None:
+    class Failing(LlamaAttention):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            raise ZeroDivisionError
+
+    own = small(Failing).eval()
+    before = own.config._attn_implementation
+    assert found_for(own) is None
+    assert not own.training and own.config._attn_implementation == before
 
 
 def test_what_a_block_hands_on_is_read_from_it() -> None:
-    found = equivalent(small(Windowed))
+    found = found_for(small(Windowed))
     assert found is not None
     assert {mode: handed["sliding_window"] for mode, handed in found.settings.items()} == {False: None, True: 3}
     assert all(handed["scaling"] == 8**-0.5 for handed in found.settings.values())

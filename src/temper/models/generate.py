@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from temper.models.cache import cache_name
 from temper.models.model import Model
 from temper.models.prompt import embed_padded_behind_prompts
 
@@ -167,6 +168,7 @@ class _Reader:
         places = torch.arange(length + model.prompt_length, device=padding_B.device)
         self.mask_BL = (places >= padding_B[:, None]).long()
         self.cache = DynamicCache(config=model.module.config)
+        self.cache_name = cache_name(model.module)
 
     def next(self, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
         """Return the logits (B, V) of what follows rows of which `seen` places are read, these tokens included."""
@@ -181,9 +183,9 @@ class _Reader:
             **read,
             position_ids=positions,
             attention_mask=self.mask_BL[:, : num + seen],
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.cache_name: self.cache},
         ).logits
         return logits[:, -1]
 

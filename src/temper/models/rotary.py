@@ -25,12 +25,15 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from temper.models.anatomy import Anatomy
 from temper.models.autograd import apply
+from temper.models.cache import CACHE_NAMES
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 NORMS = {"q_norm", "k_norm"}
 TRIED = "temper_tried"
 """name of the implementation of attention that only notes what it is given"""
 TRIED_TOKENS = 5
+Weights = dict[str, Tensor]
+"""by the name of the parameter"""
 
 
 class _Rotation(torch.autograd.Function):
@@ -79,9 +82,10 @@ class RotaryAttention(nn.Module):
     Args:
         of: the family's module; its modules and attributes are taken over under their names.
         settings: what it hands to attention besides queries, keys, values and mask, by whether it trains.
+        cache_name: the name under which the family's blocks hand on keys and values of the tokens before.
     """
 
-    def __init__(self, of: nn.Module, settings: dict[bool, dict[str, Any]]) -> None:
+    def __init__(self, of: nn.Module, settings: dict[bool, dict[str, Any]], cache_name: str) -> None:
         super().__init__()
         self.config: Any
         self.head_dim: int
@@ -92,6 +96,7 @@ class RotaryAttention(nn.Module):
         for name, child in of.named_children():
             self.add_module(name, child)
         self.settings = settings
+        self.cache_name = cache_name
         self.eager: Any = getattr(sys.modules[type(of).__module__], "eager_attention_forward", None)
         """the family's own attention without a kernel, which the seam of transformers does not know"""
         width = {name: of.get_parameter(f"{name}.weight").numel() for name, _ in of.named_children() if name in NORMS}
@@ -103,13 +108,13 @@ class RotaryAttention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
+        cache = kwargs.pop(self.cache_name, None)
         query, key = (rotate(self._heads(hidden_states, name), *position_embeddings).transpose(1, 2) for name in "qk")
         value = self._heads(hidden_states, "v").transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = AttentionInterface().get_interface(self.config._attn_implementation, self.eager)
         out, weights = attend(self, query, key, value, attention_mask, **self.settings[self.training], **kwargs)
         return self.get_submodule("o_proj")(out.reshape(*hidden_states.shape[:-1], -1)), weights
@@ -127,42 +132,67 @@ class RotaryAttention(nn.Module):
 
 def replace_attention(module: PreTrainedModel, anatomy: Anatomy) -> None:
     """Put a `RotaryAttention` in the place of every attention that computes the same; names and weights stay."""
-    is_same: dict[object, bool] = {}
+    drawn: Weights = {}
     for block in anatomy.blocks:
         parent = module.get_submodule(block.path)
         for name, child in parent.named_children():
             if {own for own, _ in child.named_children()} - NORMS == PROJECTIONS:
-                found = equivalent(child, is_same)
+                shapes = {key: weight.shape for key, weight in child.named_parameters()}
+                if shapes != {key: weight.shape for key, weight in drawn.items()}:
+                    drawn = draw_weights(child)
+                found = equivalent(child, drawn)
                 if found is not None:
                     setattr(parent, name, found)
 
 
-def equivalent(attention: nn.Module, is_same: dict[object, bool] | None = None) -> RotaryAttention | None:
+def draw_weights(attention: nn.Module) -> Weights:
+    """Return random weights of an attention's shapes, to try it with: drawn once for all blocks that are alike."""
+    generator = torch.Generator().manual_seed(0)
+    with _disable_current_modes():
+        return {
+            name: torch.randn(weight.shape, generator=generator, device="cpu") / weight.shape[-1] ** 0.5
+            for name, weight in attention.named_parameters()
+        }
+
+
+def equivalent(attention: nn.Module, weights: Weights) -> RotaryAttention | None:
     """Return the `RotaryAttention` over the same modules that computes what an attention does; None if there is none.
 
+    Each block is tried: blocks of one class may differ, as where every fourth turns nothing.
+
     Args:
-        is_same: what was found of other blocks; those of one class and shape are tried once.
+        weights: what it is tried with.
     """
-    known = {} if is_same is None else is_same
+    blank = {name: torch.empty(weight.shape, device="meta") for name, weight in weights.items()}
     # Tried on numbers even while a model is built from tensors without content.
     with _disable_current_modes(), torch.no_grad():
         try:
-            settings = {mode: _try(attention, mode, "meta").settings for mode in (False, True)}
-            own = RotaryAttention(attention, settings)
-            shapes = tuple((name, weight.shape) for name, weight in attention.named_parameters())
-            kind = (type(attention), shapes)
-            if kind not in known:
-                known[kind] = _try(attention, False, "cpu").is_near(_try(own, False, "cpu"))
+            name = next(name for name in CACHE_NAMES if _try(attention, False, blank, name).has_kept)
+            settings = {mode: _try(attention, mode, blank, name).settings for mode in (False, True)}
+            own = RotaryAttention(attention, settings, name)
+            theirs, ours = (_try(one, False, weights, name) for one in (attention, own))
+            return own if theirs.is_near(ours) else None
         except Exception:  # another family's attention, which reads or hands on something else: it stays as it is
             return None
-    return own if known[kind] else None
+
+
+class _Kept:
+    """Keys and values of as many tokens before, the same backwards."""
+
+    def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([key.flip(-2), key], -2), torch.cat([value.flip(-2), value], -2)
 
 
 class _Tried:
-    """What an attention hands on, and what it makes of what comes back."""
+    """What an attention hands on, and what it makes of what comes back.
+
+    Attributes:
+        has_kept: whether it has handed on the keys and values of tokens before.
+    """
 
     def __init__(self, handed: dict[str, Any], out: Tensor) -> None:
         self.tensors = [handed.pop(name) for name in ("query", "key", "value")] + [out]
+        self.has_kept = self.tensors[1].shape[-2] == self.tensors[2].shape[-2] == 2 * TRIED_TOKENS
         self.settings = handed
 
     def is_near(self, other: _Tried) -> bool:
@@ -172,44 +202,42 @@ class _Tried:
         )
 
 
-def _try(attention: Any, is_training: bool, device: str) -> _Tried:
-    """Run an attention on random numbers (none on `meta`), with random weights."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        if device == "meta":
-            return torch.empty(*shape, device=device)
-        return torch.randn(*shape, generator=generator)
-
-    width = attention.q_proj.weight.shape[1]
-    weights = {name: draw(*weight.shape) / width**0.5 for name, weight in attention.named_parameters()}
-    angle = draw(1, TRIED_TOKENS, attention.head_dim)
+def _try(attention: Any, is_training: bool, weights: Weights, cache_name: str) -> _Tried:
+    """Run an attention on random numbers, on none where the weights have none, with a cache under a name."""
+    width = weights["q_proj.weight"].shape[1]
+    device = weights["q_proj.weight"].device
+    generator = torch.Generator().manual_seed(1)
+    hidden, angle = (
+        torch.randn(1, TRIED_TOKENS, size, generator=generator, device="cpu").to(device)
+        for size in (width, attention.head_dim)
+    )
     handed: dict[str, Any] = {}
-    mode = attention.training
-    with _attending_with(attention.config, TRIED):
-        attention.train(is_training)
+    with _as_tried(attention, is_training):
         out, _ = functional_call(
             attention,
             weights,
             kwargs={
-                "hidden_states": draw(1, TRIED_TOKENS, width),
+                "hidden_states": hidden,
                 "position_embeddings": (angle.cos(), angle.sin()),
                 "attention_mask": None,
-                "past_key_values": None,
+                cache_name: _Kept(),
                 "tried": handed,
             },
         )
-        attention.train(mode)
     return _Tried(handed, out)
 
 
 @contextmanager
-def _attending_with(config: Any, name: str) -> Iterator[None]:
+def _as_tried(attention: Any, is_training: bool) -> Iterator[None]:
+    """Let an attention hand on to `_note`, and leave it as it was."""
+    config, mode = attention.config, attention.training
     before = config._attn_implementation
-    config._attn_implementation = name
+    config._attn_implementation = TRIED
+    attention.train(is_training)
     try:
         yield
     finally:
+        attention.train(mode)
         config._attn_implementation = before
 
 
