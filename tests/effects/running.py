@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from effects.bench import Bench
 from effects.study import Study, result
+from temper.pipeline.machine import versions
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent.parent / "docs"
@@ -41,7 +43,8 @@ def run(name: str, seeds: int, cache: Path) -> dict[str, Any]:
     for seed in range(seeds):
         for arm, value in study.measure(Bench(seed, cache)).items():
             arms.setdefault(arm, []).append(value)
-    return result(name, study, arms, time.process_time() - began)
+    made_with = {package: versions()[package] for package in ("torch", "transformers")}
+    return {**result(name, study, arms, time.process_time() - began), "made_with": made_with}
 
 
 def render(results: Sequence[dict[str, Any]]) -> str:
@@ -69,7 +72,7 @@ def _render(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         f"{len(results)} studies, {sum(found['seconds'] for found in results) / 60:.0f} minutes of one core. Of "
         f"{len(effects)} effects {count['shown']} are shown, {count['not shown']} are not, "
         f"{len(effects) - sum(count.values())} are contradicted; of {len(controls)} controls "
-        f"{sum(each['verdict'] == 'shown' for each in controls)} hold."
+        f"{sum(each['verdict'] == 'shown' for each in controls)} hold. Made with {_made_with(results)}."
     )
     for found in results:
         yield ""
@@ -90,6 +93,12 @@ def _render(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         if found["finding"]:
             yield ""
             yield found["finding"]
+
+
+def _made_with(results: Sequence[dict[str, Any]]) -> str:
+    """Name the versions, and how many studies each made where they differ."""
+    made = Counter(" and ".join(map(" ".join, found["made_with"].items())) for found in results)
+    return next(iter(made)) if len(made) == 1 else "; ".join(f"{with_} ({count})" for with_, count in made.items())
 
 
 def kept(docs: Path = DOCS) -> list[dict[str, Any]]:

@@ -13,12 +13,14 @@ from torch import Tensor
 from benches import RunWithData, bench_of
 from deltas import make_dense
 from families import tiny
+from temper.core.errors import SettingError
 from temper.data.encode import Encoder
 from temper.measure.base import Subject, Suite
 from temper.measure.statistics import value_of
 from temper.merge.base import Merge
 from temper.merge.learning import Coefficients
 from temper.models.load import as_model, load_model
+from temper.objectives.base import Objective
 from temper.stages.base import Stage
 
 ROWS = {"lab": {"skill": "copy", "num": 8, "lengths": [3, 6]}}
@@ -164,6 +166,36 @@ def test_atlas_is_autograd_through_the_composition(tmp_path: Path, partitions: i
         deltas = [state[name] - base[name] for state in states]
         torch.testing.assert_close(merging.combine(name, base[name], deltas), expected, atol=1e-3, rtol=0)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", sorted(Objective.methods()))
+def test_what_is_learned_is_a_mixture_and_nothing_else(tmp_path: Path, name: str) -> None:
+    """An objective that needs more than the mixture is refused; another one's first loss is its own."""
+    settings = {"objective": {name: dict(Objective.methods()[name].example)}, "epochs": 1, "data": [ROWS]}
+    if name in {"dpo", "cdpo", "ipo", "kto", "distill", "gist_embed", "ps_kd"}:
+        with pytest.raises(ValueError, match=rf"objective: '{name}' (asks another model|learns from the past)"):
+            Merge.parse({"atlas": settings})
+    elif name in {"classify", "tag"}:
+        bench = bench_of(noisy_run(tmp_path), NAMES[:2])
+        with pytest.raises(SettingError, match=f"objective: '{name}' trains a head of its own"):
+            Merge.parse({"atlas": settings}).build(bench)
+    else:
+        Merge.parse({"atlas": settings})
+
+
+def test_a_masked_thought_is_masked_while_a_mixture_is_learned(tmp_path: Path) -> None:
+    bench = bench_of(noisy_run(tmp_path), NAMES[:2])
+    first = [
+        Merge.parse({"atlas": {"data": [ROWS], "epochs": 1, "objective": objective}}).build(bench).details["losses"][0]
+        for objective in ("sft", {"masked_thought": {"probability": 0.0}}, {"masked_thought": {"probability": 1.0}})
+    ]
+    assert first[0] == first[1] != pytest.approx(first[2], rel=1e-3)
+
+
+def test_few_rows_are_a_step_of_each_pass(tmp_path: Path) -> None:
+    bench = bench_of(noisy_run(tmp_path), NAMES[:2])
+    merging = Merge.parse({"atlas": {"data": [ROWS], "epochs": 3}}).build(bench)
+    assert len(merging.details["losses"]) == 3, "of eight rows each, where a step may take 128"
 
 
 def test_parts_are_disjoint_and_about_even() -> None:

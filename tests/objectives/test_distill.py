@@ -90,6 +90,7 @@ def test_the_past_is_the_end_of_the_last_epoch_and_counts_more_each_epoch() -> N
     target = Objective.parse({"ps_kd": {"alpha": 0.6}}).build(model, setup_of(model))
     num_epochs = 4
     past = logits(model, batch)
+    model.module.train()
     for epoch in range(num_epochs):
         # The first step of an epoch may begin a little way into it.
         passes = epoch + 0.1 * (epoch > 0)
@@ -105,6 +106,11 @@ def test_the_past_is_the_end_of_the_last_epoch_and_counts_more_each_epoch() -> N
         # Within an epoch the past stays.
         target.before_step(Moment(10 * epoch + 1, (passes + 0.5) / num_epochs, epoch, passes=passes + 0.5))
         assert float(target.loss(batch, moment).total.detach()) == pytest.approx(expected, rel=1e-5), epoch
+        # Held-out rows are judged by what they say alone, the same in every epoch.
+        hard = float(F.cross_entropy(now, batch.targets_N, reduction="sum"))
+        model.module.eval()
+        assert float(target.loss(batch, moment).total.detach()) == pytest.approx(hard, rel=1e-5), epoch
+        model.module.train()
         past = now
 
 

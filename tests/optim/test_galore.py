@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +104,25 @@ def test_its_state_is_as_small_as_the_paper_says(rank: int) -> None:
         expected += rank * short + 2 * rank * long if is_projected else 2 * parameter.numel()
     assert size == expected
     assert all(small.numel() == 0 for small in optimizer.stand_ins.values())
+
+
+def test_an_inner_galore_projects_what_is_projected() -> None:
+    """Rank 4, then rank 2 of that: the innermost state has the sizes of the second projection."""
+    named = made()
+    inner = GaLore(rank=2, inner=Descent())
+    optimizer = GaLore(inner=inner, rank=4).build(named, 0.1)
+    matrix = max((p for _, p in named if p.ndim == 2 and min(p.shape) > 4), key=lambda p: p.numel())
+    before = matrix.detach().clone()
+    for _, parameter in named:
+        parameter.grad = torch.randn(parameter.shape)
+    optimizer.step()
+    assert torch.linalg.matrix_rank(matrix - before, rtol=1e-3) == 2  # of differences of float32 numbers
+    within: Any = optimizer.inner
+    small = optimizer.stand_ins[matrix]
+    assert within.state[small]["basis"].numel() == 2 * 4
+    said = inner.remarks(GaLore(inner=GaLore(rank=4), rank=4).build(named, 0.1).inner)
+    assert len(said) == 1 and "projected nothing" in said[0]
+    assert GaLore(inner=GaLore(rank=4), rank=4).remarks(GaLore(inner=GaLore(rank=4), rank=4).build(named, 0.1)) != ()
 
 
 def test_an_inner_optimizer_without_gradients_is_refused() -> None:

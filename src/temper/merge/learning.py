@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from temper.core.errors import SettingError
 from temper.core.schedule import Moment, Schedule
 from temper.data.encode import Encoder
 from temper.data.example import Row
@@ -89,13 +90,24 @@ class Learned(Merge):
     data: tuple[Source, ...] = Field(min_length=1, description="sources of the rows that are learned on, held out")
     objective: Objective = Field(default_factory=lambda: Objective.parse("sft"), description="the loss that is lowered")
     epochs: PositiveFloat = Field(5, description="passes over the rows")
-    batch_size: PositiveInt = Field(128, description="examples per optimizer step")
+    batch_size: PositiveInt = Field(128, description="examples per optimizer step, all of them where there are fewer")
     lr: PositiveFloat = Field(0.05, description="peak learning rate of AdamW on the coefficients")
     weight_decay: NonNegativeFloat = Field(0.0, description="of AdamW")
     schedule: Schedule = Field(
         default_factory=lambda: Schedule.parse({"constant": {"warmup": 0}}), description="how the learning rate changes"
     )
     max_length: int = Field(2048, ge=2, description="longest example in tokens; the model's own limit where lower")
+
+    @model_validator(mode="after")
+    def _the_loss_is_of_the_mixture_alone(self) -> Self:
+        if self.objective.declares("models"):
+            raise self._refused("asks another model, and what is learned here is a mixture of weights alone")
+        if self.objective.passes_before:
+            raise self._refused("learns from the past of what it trains, and a mixture has none")
+        return self
+
+    def _refused(self, reason: str) -> SettingError:
+        return SettingError("objective", self.objective.method_name, reason, "take sft, orpo or another without")
 
     def sources(self) -> Sequence[Source]:
         return self.data
@@ -120,14 +132,19 @@ class Learned(Merge):
         return Merging(coefficients.combine, details)
 
     def _learn(self, bench: Bench, coefficients: Coefficients) -> list[float]:
-        target = self.objective.build(bench.model, Setup())
+        target = self.objective.build(bench.model, Setup(seed=bench.seed))
+        if any(True for _ in target.parameters()):
+            raise self._refused("trains a head of its own, and what is learned here is a mixture of weights alone")
+        torch.manual_seed(bench.seed)  # for dropout, where the model has any
+        bench.model.module.train()
         optimizer = torch.optim.AdamW([coefficients.raw], self.lr, weight_decay=self.weight_decay)
         parameters = dict(bench.model.module.named_parameters())
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in bench.names)
         losses: list[float] = []
         for step in self._steps(bench):
-            moment = Moment(len(losses), step.progress, step.epoch)
+            moment = Moment(len(losses), step.progress, step.epoch, passes=step.passes)
+            target.before_step(moment)
             optimizer.param_groups[0]["lr"] = self.lr * self.schedule.value(moment)
             bench.pour(coefficients.combine)
             losses.append(self._backward(bench, target, step.examples, moment))
@@ -151,6 +168,7 @@ class Learned(Merge):
         device = bench.model.module.get_input_embeddings().weight.device
         batches = [pack(part).to(device) for part in split_by_cost(examples, MICRO_TOKENS, bench.model.prompt_length)]
         units = sum(self.objective.units(batch) for batch in batches)
+        target.before_batches(batches, moment)
         total = 0.0
         for batch in batches:
             loss = target.loss(batch, moment).total / units
@@ -166,4 +184,5 @@ class Learned(Merge):
 
         rows = Rows.concatenate([bench.open(source) for source in self.data], "")
         stream = ShuffledStream(EncodedRows(rows, encode, bench.on_bad_rows), bench.seed)
-        return Steps(stream, [], Budget(epochs=self.epochs), self.batch_size)
+        # A step of more rows than there are would hold some of them twice.
+        return Steps(stream, [], Budget(epochs=self.epochs), min(self.batch_size, max(1, len(rows))))

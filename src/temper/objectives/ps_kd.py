@@ -44,7 +44,7 @@ class ProgressiveTarget(TokenLoss):
         return [Pass(self.model, batch, heads=2) for batch in batches] if int(moment.passes) else []
 
     def loss(self, batch: Batch, moment: Moment) -> Loss:
-        if self.epoch == 0:
+        if self.epoch == 0 or not self.model.module.training:  # held-out losses of all epochs compare
             return super().loss(batch, moment)
 
         def of_chunk(logq_CV: Tensor, logp_CV: Tensor, targets_C: Tensor) -> Tensor:
@@ -80,6 +80,7 @@ class SelfDistillation(Objective, name="ps_kd"):
     Symbols: alpha_T is `alpha`, w_t are the loss weights of the data. Deviation: the
     authors' code keeps what was predicted for each example when it was last drawn; here the model at the end of the
     epoch predicts, as the paper's own account has it. A budget in steps counts as the epochs that it comes to.
+    Validation is by y alone, since what the past adds grows from epoch to epoch.
     """
 
     beside: ClassVar[dict[str, Any]] = {"epochs": 2, "steps": None}

@@ -25,8 +25,11 @@ class GaLoreOptimizer(torch.optim.Optimizer):
         """of each projected matrix, the (R, N) or (M, R) numbers that the inner optimizer moves; empty between steps"""
         for _, parameter in parameters:
             if parameter.ndim == 2 and min(parameter.shape) > settings.rank:
-                self.stand_ins[parameter] = nn.Parameter(parameter.new_empty(0, 0))
+                self.stand_ins[parameter] = nn.Parameter(parameter.new_empty(_projected(parameter, settings.rank)))
+        # The inner optimizer sees how large what it will move is; between steps nothing of it is held.
         self.inner = settings.inner.build([(name, self.stand_ins.get(p, p)) for name, p in parameters], lr)
+        for small in self.stand_ins.values():
+            small.data = small.new_empty(0, 0)
         real: dict[Tensor, nn.Parameter] = {small: parameter for parameter, small in self.stand_ins.items()}
         groups = [
             {**group, "params": [real.get(member, member) for member in group["params"]]}
@@ -106,11 +109,13 @@ class GaLore(Optim, name="galore"):
 
     def remarks(self, optimizer: torch.optim.Optimizer) -> Sequence[str]:
         assert isinstance(optimizer, GaLoreOptimizer)
+        of_inner = self.inner.remarks(optimizer.inner)
         if optimizer.stand_ins:
-            return ()
+            return of_inner
         return (
             f"optimizer.galore: projected nothing, as all that trains are vectors and matrices with a side of at most "
             f"{self.rank} numbers (`rank`): this was plain {self.inner.method_name}; lower rank, or leave galore out",
+            *of_inner,
         )
 
     def carry(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer, origins: Mapping[Tensor, Tensor]) -> None:
@@ -123,6 +128,12 @@ class GaLore(Optim, name="galore"):
             if former is not None and former in old.inner.state:
                 old.inner.state[small] = old.inner.state.pop(former)
         self.inner.carry(old.inner, new.inner, origins)
+
+
+def _projected(parameter: Tensor, rank: int) -> tuple[int, int]:
+    """Return the shape of a matrix's projected gradient."""
+    rows, columns = parameter.shape
+    return (rank, columns) if _is_wide(parameter) else (rows, rank)
 
 
 def _is_wide(parameter: Tensor) -> bool:
