@@ -396,5 +396,9 @@ def test_what_cannot_be_compared_at_all_is_said_before_anything_runs(tmp_path: P
     refused("measure.gain", {"measure": {"keep": ["lab/copy"]}}, vary=vary)
     export = {"name": "out", "export": {"to": str(tmp_path / "out"), "from": "base"}}
     refused("recipe has none", {"stages": [export]}, vary={"export.as": ["model"]}, budget="steps=3")
+    steps = {"vary": {"train.steps": [2, 4]}, "budget": "steps=3"}
+    refused("vary: 'train.steps' is how long a stage trains, which the budget sets .*3.* take the budget", {}, **steps)
+    first = {"vary": {f"stages.{RECIPE['stages'][0]['name']}.train.lr": [1e-3, 1e-2]}, "lr_search": 3}
+    refused("lr_search: 3 searches what vary lists already: stages.adapt.train.lr; search none", {}, **first)
     assert not list((tmp_path / "runs").glob("*/*/run.json"))
     assert Compare.model_validate({"vary": vary}).seeds == 3

@@ -21,7 +21,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from temper.engine.settings import FitSettings, learning_rate
 from temper.measure.runs import mean_interval, unbeaten
 from temper.measure.statistics import Interval
 from temper.pipeline.comparing import Compare
-from temper.pipeline.document import Document, override, read_document
+from temper.pipeline.document import Document, override, path_of, read_document
 from temper.pipeline.explain import validate
 from temper.pipeline.keys import plan
 from temper.pipeline.lock import locked
@@ -42,7 +42,7 @@ from temper.pipeline.machine import git_state, machine, num_cores, versions
 from temper.pipeline.recipe import Recipe
 from temper.pipeline.run import now
 from temper.pipeline.shelf import CACHE, read_json
-from temper.pipeline.vary import Setting, find_settings
+from temper.pipeline.vary import Setting, find_settings, paths_of
 from temper.pipeline.worker import LOG, Job, run_jobs
 from temper.report import comparison as report
 from temper.report import format as fmt
@@ -203,8 +203,22 @@ class _Comparing:
 
     def _factors(self) -> list[float]:
         """Return what learning rates are multiplied with; a single 1 where they are what varies, or nothing trains."""
-        varied = any(key.rpartition(".")[2] == "lr" for key in self.plan.vary)
-        return [1.0] if varied or not _trained(self.recipe) else self.plan.lr_search.factors()
+        factors = self.plan.lr_search.factors() if _trained(self.recipe) else [1.0]
+        key = self._varied(f"{path}.lr" for path, _ in _trained(self.recipe))
+        if key is None:
+            return factors
+        if "lr_search" in self.plan.model_fields_set and len(factors) > 1:
+            reason = f"searches what vary lists already: {key}"
+            raise SettingError("lr_search", len(factors), reason, "search none (1), or vary something else")
+        return [1.0]
+
+    def _varied(self, places: Iterable[str]) -> str | None:
+        """Return a key of `vary` that stands for one of some places in the recipe, None where none does."""
+        asked = {path_of(self.document, place) for place in places}
+        for key in self.plan.vary:
+            if any(path_of(self.document, path) in asked for path in paths_of(self.document.value, key)):
+                return key
+        return None
 
     def _reported(self, row: _Row, searched: Sequence[float]) -> Iterator[_Trial]:
         """Yield the runs that count, with the best rate of the search."""
@@ -250,6 +264,10 @@ class _Comparing:
         own, trained = self.plan.budget.given, _trained(self.recipe)
         if not trained:
             raise SettingError("budget", own, "is for training stages, and the recipe has none", "take it out")
+        key = self._varied(f"{path}.{name}" for path, _ in trained for name in type(self.plan.budget).model_fields)
+        if key is not None:
+            fix = "take the budget out, or vary something else"
+            raise SettingError("vary", key, f"is how long a stage trains, which the budget sets ({own})", fix)
         lengths: dict[str, float | None] = {**dict.fromkeys(type(self.plan.budget).model_fields), **own}
         return [f"{path}.{name}={json.dumps(value)}" for path, _ in trained for name, value in lengths.items()]
 

@@ -214,7 +214,7 @@ def override(document: Document, text: str) -> None:
     key, equals, written = text.partition("=")
     if not equals or not key.strip():
         raise SettingError(text, text, "is not an override", "write dotted.key=value, as in stages.adapt.train.lr=1e-4")
-    path = _resolve(document.value, _split(key.strip()), text)
+    path = path_of(document, key, text)
     if isinstance(path[0], int):
         raise SettingError(key, text, "is not a path to a setting", "begin with a key of the recipe, as in stages[0]")
     value = read_value(written)
@@ -234,6 +234,18 @@ def override(document: Document, text: str) -> None:
     for known in [known for known in document.lines if known[: len(path)] == path]:
         del document.lines[known]
     document.overridden.append((path, text))
+
+
+def path_of(document: Document, key: str, text: str = "") -> tuple[Step, ...]:
+    """Return where a dotted key leads, stages by index.
+
+    Args:
+        text: what it was written in, for the error.
+
+    Raises:
+        SettingError: an unknown stage.
+    """
+    return _resolve(document.value, _split(key.strip()), text or key)
 
 
 def _refuse(path: tuple[Step, ...], value: object, text: str, reason: str) -> None:

@@ -143,14 +143,14 @@ class _Varied:
 
     @classmethod
     def of(cls, document: Document, key: str, values: Sequence[Any]) -> _Varied:
-        paths = tuple(_paths(document.value, key))
+        paths = tuple(paths_of(document.value, key))
         annotation = _annotation(paths[0])
         expanded = [list(_every(value, annotation, key)) for value in values]
         written = tuple(value for value, made in zip(values, expanded, strict=True) if made == [value])
         return cls(key, paths, tuple(itertools.chain(*expanded)), written)
 
 
-def _paths(recipe: Mapping[str, Any], key: str) -> list[str]:
+def paths_of(recipe: Mapping[str, Any], key: str) -> list[str]:
     """Return the places of a key: itself, or one for each stage of the kind that it begins with."""
     first, _, rest = key.partition(".")
     kinds = Stage.methods()
