@@ -27,6 +27,7 @@ from temper.pipeline.probe import (
     probe,
     write_combinations,
 )
+from temper.pipeline.samples import lay_out
 from temper.retain.base import Retain, Retention, Share
 from temper.select.base import Selector
 from temper.signals.setup import Setup
@@ -145,6 +146,11 @@ def test_a_reason_names_files_from_the_probes_folder_on(running: Probe) -> None:
     trial = running.run(Selector.methods()["less"], AXES["optimizer"].methods()["lion"])
     assert trial.outcome == "refused" and "'run/train/trajectory/" in trial.reason
     assert str(running.folder) not in trial.reason and not (running.folder / "run").exists()
+
+
+def test_laying_out_draws_no_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lay_out(tmp_path)
+    assert (tmp_path / "rows" / "dataset_info.json").is_file() and capfd.readouterr().err == ""
 
 
 def test_rows_of_every_format_lie_in_the_probes_folder(running: Probe, tmp_path: Path) -> None:
