@@ -223,6 +223,8 @@ def test_the_whole_matrix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     }
     with pytest.raises(SettingError, match="'mixed' is no method and no axis with a place in a recipe"):
         probe("mixed")
+    with pytest.raises(SettingError, match=r"'lora\+full' names nothing but tune on both sides, and .* name two of"):
+        probe("lora+full")
 
 
 def test_the_page_shows_marks_and_groups_equal_reasons() -> None:

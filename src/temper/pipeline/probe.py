@@ -261,16 +261,19 @@ def probe(only: str | None = None, say: Callable[[str], None] = lambda text: Non
         say: takes a line now and then.
 
     Raises:
-        SettingError: no such method and no such axis.
+        SettingError: no such method and no such axis, or two of one axis.
     """
     with tempfile.TemporaryDirectory(prefix="temper-") as folder:
         running = Probe(Path(folder))
         methods = running.methods()
         sides = [_named(methods, name) for name in only.split("+", 1)] if only is not None else [methods]
-        trials = [running.run(method) for method in methods if any(method in side for side in sides)]
         pairs = [
             pair for pair in itertools.combinations(methods, 2) if pair[0].axis != pair[1].axis and _in(pair, sides)
         ]
+        if len(sides) == 2 and not pairs:
+            reason = f"names nothing but {sides[0][0].axis} on both sides, and pairs are of two axes"
+            raise SettingError("name", only, reason, "name two of different axes; `temper methods` lists them")
+        trials = [running.run(method) for method in methods if any(method in side for side in sides)]
         last = time.monotonic()
         for number, (one, other) in enumerate(pairs, 1):
             trials.append(running.run(one, other))
