@@ -22,6 +22,7 @@ TRIALS = (
     Trial(("retain/a", "tune/lora"), "works"),
     Trial(("mix/x", "tune/lisa"), "works"),
     Trial(("mix/y", "tune/lisa"), "works"),
+    Trial(("init/a", "tune/lisa"), "exclusive", "both stand at train.tune: init only in lora"),
     Trial(("optimizer/only", "tune/lisa"), "defect", "ZeroDivisionError: division by zero"),
 )
 
@@ -55,6 +56,7 @@ def test_a_line_for_each_axis_says_what_combines_and_why_not(tmp_path: Path) -> 
     write_combinations(TRIALS, tmp_path / "combinations.md")
     facts = Facts.read(tmp_path, KNOWN)
     assert facts.combines("tune/lisa") == [
+        "init: none; excludes `a` (both stand at train.tune: init only in lora)",
         "mix: all 2",
         "optimizer: none; fails with `only` (ZeroDivisionError: division by zero)",
         "retain: `a`; not with `b`, `c` (lora: adds; take another)",

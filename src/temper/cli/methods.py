@@ -28,16 +28,22 @@ def methods(
         bool, typer.Option("--probe", help="Try every pair of methods across axes (with NAME, only its pairs).")
     ] = False,
     to: Annotated[
-        Path, typer.Option(help="With --probe: the Markdown file of what combines; everything beside it as .json.")
-    ] = Path("combinations.md"),
+        Path | None,
+        typer.Option(
+            help="With --probe: the Markdown file of what combines; everything beside it as .json.",
+            show_default="combinations.md",
+        ),
+    ] = None,
 ) -> None:
     """List every method with its axis, fields and source paper; or try which of them combine."""
     if probe:
-        _probe(name, to)
+        _probe(name, Path("combinations.md") if to is None else to)
         return
     from temper.core.errors import SettingError, nearest
     from temper.pipeline.catalogue import catalogue
 
+    if to is not None:
+        raise SettingError("--to", str(to), "is written by --probe alone", "add --probe, or redirect the output")
     axes = catalogue()
     if name is not None:
         pages = [page for axis in axes for page in axis.methods if name in (page.name, page.path)]

@@ -21,7 +21,12 @@ from temper.pipeline.probe import Outcome, Trial, load_combinations
 
 COMBINATIONS, EFFECTS = "combinations.json", "effects"
 
-VERBS: dict[Outcome, str] = {"refused": "not with", "defect": "fails with", "untried": "not tried with"}
+VERBS: dict[Outcome, str] = {
+    "refused": "not with",
+    "exclusive": "excludes",
+    "defect": "fails with",
+    "untried": "not tried with",
+}
 """what is said of methods that do not work with another one"""
 
 

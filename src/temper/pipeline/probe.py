@@ -1,17 +1,18 @@
 """Which methods combine: every pair across axes is tried on a tiny model, and nothing is known beforehand.
 
 Decisions:
-- Where a method belongs in a recipe is read from the schema: the stage whose field takes its axis, or the method
-  whose field does (a skill belongs into the lab's source). Settings that a method cannot do without come from its own
-  `example`, those of the stage around it from `beside`; what examples name lies in the probe's folder
-  (`pipeline/samples.py`), in which it works. No method, axis or stage is named here.
+- Where a method belongs in a recipe is read from the schema (`pipeline/places.py`). Settings that a method cannot do
+  without come from its own `example`, those of the stage around it from `beside`; what examples name lies in the
+  probe's folder (`pipeline/samples.py`), in which it works. No method, axis or stage is named here.
 - A pair is one small recipe: the stages that take the two, and the stage that trains (the kind with the most choices),
   which makes two steps. It goes through the recipe's own validation and the stages' own `run`.
 - The rows' format is one that all methods of the recipe take, where there is one; else one that all those take which
   read the same rows. The lab makes them in that format, and where it cannot, written rows stand in for the lab's.
-- `works`, `refused` (a setting, a row or a model is refused with its reason, an answer), `defect` (any other error:
-  something broke where it should have worked or refused), `untried` (a package that is not installed, a setting that
-  has neither a default nor an example).
+- `works`, `refused` (a setting, a row or a model is refused with its reason, an answer), `exclusive` (both need one
+  place of a stage, which holds one: there is no recipe to try), `defect` (any other error: something broke where it
+  should have worked or refused), `untried` (a package that is not installed, a setting that has neither a default nor
+  an example).
+- Nothing is said of a recipe that does not hold what was asked for: that all of it stands there is checked.
 """
 
 from __future__ import annotations
@@ -24,18 +25,17 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
 from temper.core.errors import DataError, MissingExtra, ModelError, SettingError, nearest
 from temper.core.files import write_json
-from temper.core.methods import AXES, Method, axes_in, methods_in
+from temper.core.methods import AXES, Method, methods_in
 from temper.data.example import Format
 from temper.data.prepare import Reading
 from temper.data.source import Source
@@ -44,13 +44,14 @@ from temper.data.sources.stage import StageData
 from temper.lab.source import Lab
 from temper.pipeline.base import Base
 from temper.pipeline.catalogue import import_methods
+from temper.pipeline.places import Draft, ExclusiveError, axes_of, find_places
 from temper.pipeline.recipe import Recipe, Step
 from temper.pipeline.references import BASE, data_stages, previous_of, replace_sources
 from temper.pipeline.samples import MODEL, ROWS, lay_out
 from temper.pipeline.shelf import RunContext, Shelf
 from temper.stages.base import Stage
 
-Outcome = Literal["works", "refused", "defect", "untried"]
+Outcome = Literal["works", "refused", "exclusive", "defect", "untried"]
 LAB_FORMS: tuple[Format, ...] = get_args(Lab.model_fields["form"].annotation)
 RUN = "run"
 """folder of the recipe that is tried, in the probe's own"""
@@ -69,45 +70,6 @@ class Trial:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where methods of an axis are written: a field of a stage kind, or of a method that has a place itself."""
-
-    host: type[Method]
-    field: str
-    is_list: bool
-
-    def settings(self, method: type[Method], written: object) -> dict[str, Any]:
-        """Return the host's settings with a method in its place, in a list instead of the first."""
-        placed = [written, *self.host.example.get(self.field, ())[1:]] if self.is_list else written
-        return {**self.host.example, **method.beside, self.field: placed}
-
-
-def find_places() -> dict[str, Place]:
-    """Return the place of each axis that has one, by the axis' name."""
-    hosts = [method for axis in AXES.values() for method in axis.methods().values()]
-    found: dict[str, list[Place]] = {}
-    for host in hosts:
-        for axis, field, is_list in _axes_of(host):
-            if axis != host.axis:
-                found.setdefault(axis, []).append(Place(host, field, is_list))
-
-    return {axis: min(places, key=partial(_rank, axis)) for axis, places in found.items()}
-
-
-def _rank(axis: str, place: Place) -> tuple[bool, bool, int, str]:
-    """Put a stage before a method, one of the axis' own name before others, then the one with most choices."""
-    host = place.host
-    return host.axis != Stage.axis, host.method_name != axis, -len(list(_axes_of(host))), host.method_name
-
-
-def _axes_of(owner: type[BaseModel]) -> Iterator[tuple[str, str, bool]]:
-    """Yield the axes that a class' fields take: axis, field as it is written, and whether it takes a list."""
-    for name, field in owner.model_fields.items():
-        for axis, is_list in axes_in(field.annotation):
-            yield axis, field.alias or name, is_list
-
-
 class Probe:
     """Tries methods together, in a folder of its own."""
 
@@ -116,7 +78,7 @@ class Probe:
         self.folder = folder
         self.places = find_places()
         kinds = Stage.methods()
-        self.main = max(sorted(kinds), key=lambda name: len(list(_axes_of(kinds[name]))))
+        self.main = max(sorted(kinds), key=lambda name: len(list(axes_of(kinds[name]))))
         lay_out(folder)
 
     def methods(self) -> list[type[Method]]:
@@ -139,7 +101,12 @@ class Probe:
                 return "untried", f"its {lacking} has no default, and it declares no `example`"
         try:
             with contextlib.redirect_stderr(io.StringIO()), contextlib.chdir(self.folder):
-                self._go(Recipe.parse(self.recipe(methods)))
+                recipe = Recipe.parse(self.recipe(methods))
+                absent = set(methods) - {type(it) for step in recipe.stages for it in methods_in(step.stage)}
+                assert not absent, f"not in the recipe: {', '.join(sorted(it.method_name for it in absent))}"
+                self._go(recipe)
+        except ExclusiveError as error:
+            return "exclusive", str(error)
         except (SettingError, DataError, ModelError, PydanticCustomError) as error:
             return "refused", " ".join(str(error).split())
         except MissingExtra as error:
@@ -149,47 +116,36 @@ class Probe:
         return "works", ""
 
     def recipe(self, methods: Sequence[type[Method]]) -> dict[str, Any]:
-        """Return the recipe in which methods stand, each in its place; a stage is named by its kind."""
-        stages: dict[str, dict[str, Any]] = {}
-        for method in methods:
-            self._put(stages, method, {method.method_name: dict(method.example)})
-        stages.setdefault(self.main, {})
+        """Return the recipe in which methods stand, each in its place; a stage is named by its kind.
+
+        Raises:
+            ExclusiveError: two of them need one place.
+        """
         kinds = Stage.methods()
-        settings = {kind: {**kinds[kind].example, **own} for kind, own in stages.items()}
-        for kind in _named_stages(settings) - settings.keys():
-            settings[kind] = dict(kinds[kind].example)
+        draft = Draft(self.places, methods)
+        for method in (*methods, kinds[self.main]):
+            draft.put(method)
+        own = draft.stages()
+        named = {kind: dict(kinds[kind].example) for kind in sorted(_named_stages(own) - own.keys())}
+        settings = {**named, **own}
         # Data is made before the training that reads it, unless it is made from that very training.
         made = [kind for kind in settings if kinds[kind].produces == "data" and kind != self.main]
         before = [kind for kind in made if self.main not in Stage.parse({kind: settings[kind]}).models(BASE)]
         after = [kind for kind in settings if kind not in (*before, self.main)]
         if before:
-            self._feed(settings, before, methods)
+            self._feed(settings, before, is_asked=(kinds[self.main], _data_field(kinds[self.main])) in draft.taken)
         steps = [{"name": kind, kind: settings[kind]} for kind in (*before, self.main, *after)]
         return {"name": "probe", "base": str(self.folder / MODEL), "measure": {"keep": []}, "stages": steps}
 
-    def _feed(self, settings: dict[str, dict[str, Any]], made: list[str], asked: Sequence[type[Method]]) -> None:
-        """Let the training read what stages made; a source that is asked for is what they make it of."""
-        field = self.places[Source.axis].field
+    def _feed(self, settings: dict[str, dict[str, Any]], made: list[str], is_asked: bool) -> None:
+        """Let the training read what stages made; where its own data was asked for, they make it of that."""
+        kinds = Stage.methods()
+        field = _data_field(kinds[self.main])
         first, *rest = settings[self.main][field]
-        settings[self.main][field] = [*made, *rest]
-        if any(method.axis == Source.axis and not issubclass(method, StageData) for method in asked):
-            maker = Stage.methods()[made[0]]
-            field = next(name for axis, name, _ in _axes_of(maker) if axis == Source.axis)
+        settings[self.main][field] = [*made, *(source for source in rest if _stage_of(source) not in made)]
+        if is_asked and _stage_of(first) is None:
+            field = _data_field(kinds[made[0]])
             settings[made[0]][field] = [first, *settings[made[0]][field][1:]]
-
-    def _put(self, stages: dict[str, dict[str, Any]], method: type[Method], written: dict[str, Any]) -> None:
-        """Write a method into the stage that takes it, and into whatever stands between."""
-        if method.axis == Stage.axis:
-            stages.setdefault(method.method_name, {})
-            return
-        place = self.places[method.axis]
-        if place.host.axis == Stage.axis:
-            own = place.settings(method, written)
-            stages.setdefault(place.host.method_name, {}).update(
-                {key: own[key] for key in (place.field, *method.beside)}
-            )
-        else:
-            self._put(stages, place.host, {place.host.method_name: place.settings(method, written)})
 
     def _go(self, recipe: Recipe) -> None:
         root = self.folder / RUN
@@ -212,6 +168,17 @@ class Probe:
             )
             stage.run(context, previous)
             shelf.folders[step.name] = folder
+
+
+def _data_field(kind: type[Stage]) -> str:
+    """Return the field in which a stage is told what data it reads."""
+    return next(name for axis, name, _ in axes_of(kind) if axis == Source.axis)
+
+
+def _stage_of(written: object) -> str | None:
+    """Return the stage whose data a source is, None for another source."""
+    source = Source.parse(written)
+    return source.stage if isinstance(source, StageData) else None
 
 
 def _named_stages(settings: dict[str, dict[str, Any]]) -> set[str]:
@@ -261,16 +228,19 @@ def probe(only: str | None = None, say: Callable[[str], None] = lambda text: Non
         say: takes a line now and then.
 
     Raises:
-        SettingError: no such method and no such axis.
+        SettingError: no such method and no such axis, or two of one axis.
     """
     with tempfile.TemporaryDirectory(prefix="temper-") as folder:
         running = Probe(Path(folder))
         methods = running.methods()
         sides = [_named(methods, name) for name in only.split("+", 1)] if only is not None else [methods]
-        trials = [running.run(method) for method in methods if any(method in side for side in sides)]
         pairs = [
             pair for pair in itertools.combinations(methods, 2) if pair[0].axis != pair[1].axis and _in(pair, sides)
         ]
+        if len(sides) == 2 and not pairs:
+            reason = f"names nothing but {sides[0][0].axis} on both sides, and pairs are of two axes"
+            raise SettingError("name", only, reason, "name two of different axes; `temper methods` lists them")
+        trials = [running.run(method) for method in methods if any(method in side for side in sides)]
         last = time.monotonic()
         for number, (one, other) in enumerate(pairs, 1):
             trials.append(running.run(one, other))
@@ -308,7 +278,7 @@ def _names(method: type[Method]) -> tuple[str, str, str]:
     return method.axis, method.method_name, f"{method.axis}/{method.method_name}"
 
 
-MARKS: dict[Outcome, str] = {"works": "✓", "refused": "-", "defect": "✗", "untried": "?"}
+MARKS: dict[Outcome, str] = {"works": "✓", "refused": "-", "exclusive": "/", "defect": "✗", "untried": "?"}
 
 
 def write_combinations(trials: Sequence[Trial], path: Path) -> list[Path]:
@@ -335,8 +305,9 @@ def combinations_page(trials: Sequence[Trial]) -> str:
         "Made by `temper methods --probe --to docs/combinations.md`: each method alone, then each pair of methods of "
         "different axes, in a recipe that trains a tiny model for two steps. Nothing is listed by hand.",
         f"{len(pairs)} pairs: {total}.",
-        "✓ works, - refused with a reason, ✗ defect: an error that is no clear refusal, ? untried: a package "
-        "that is missing, or a setting without default and example.",
+        "✓ works, - refused with a reason, / exclusive: both need one place of a stage, which holds one, ✗ defect: an "
+        "error that is no clear refusal, ? untried: a package that is missing, or a setting without default and "
+        "example.",
     ]
     broken = [trial for trial in alone if trial.outcome != "works"]
     if broken:

@@ -11,7 +11,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import itertools
 import json
 from importlib.util import find_spec
@@ -57,7 +59,8 @@ def lay_out(folder: Path) -> None:
     file = folder / ROWS
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     if find_spec("datasets") is not None:
-        importlib.import_module("datasets").Dataset.from_list(rows).save_to_disk(folder / HUB_ROWS)
+        with contextlib.redirect_stderr(io.StringIO()):  # it draws a bar for 16 rows
+            importlib.import_module("datasets").Dataset.from_list(rows).save_to_disk(folder / HUB_ROWS)
     _write_library(folder / LIBRARY)
     (folder / METRIC).write_text(FUNCTIONS, encoding="utf-8")
     (folder / TASKS).mkdir()
