@@ -156,3 +156,12 @@ def test_settings_out_of_bounds_are_refused() -> None:
     for written in ({"temperature": {"temperature": 0.5}}, {"capped": {"cap": 0}}, {"fixed": {"weights": [-1]}}):
         with pytest.raises((ValidationError, ValueError)):
             FitSettings.model_validate({"mix": written})
+
+
+def test_a_mixture_of_one_source_is_told(tmp_path: Path) -> None:
+    settings = FitSettings.model_validate({"tune": "full", "steps": 2, "batch_size": 4, "mix": "temperature"})
+    said = [
+        [line for line in fit(tiny("llama"), parts, settings, folder=tmp_path / name).warnings if "train.mix" in line]
+        for name, parts in (("one", [letters(*SOURCES[0])]), ("many", [letters(*source) for source in SOURCES]))
+    ]
+    assert [len(lines) for lines in said] == [1, 0] and "one source, so nothing was mixed" in said[0][0]

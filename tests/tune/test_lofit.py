@@ -21,6 +21,7 @@ from temper.models.biases import give_biases, take_biases
 from temper.models.load import fingerprint_folder, fingerprint_module, load_model, save_model
 from temper.models.model import Model
 from temper.stages.base import Stage
+from temper.tune.base import Tune
 from temper.tune.lofit import LoFiTTuning
 from training import attach, examples, make_loop, moved, outputs, trained
 
@@ -319,3 +320,9 @@ def test_before_the_heads_are_found_the_scalings_are_the_change(tmp_path: Path) 
     read_delta(tmp_path / "delta").apply(again)
     torch.testing.assert_close(outputs(again), attached, atol=2e-5, rtol=1e-5)
     assert not any(name.endswith(".bias") for name in read_delta(tmp_path / "delta").names())
+
+
+def test_heads_that_yaml_reads_as_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"heads: 3.1 is a number, and 3.1 is the same as 3.10; quote it: '3.1'"):
+        Tune.parse({"lofit": {"heads": [3.10]}})
+    assert Tune.parse({"lofit": {"heads": ["3.10"]}}).written()["lofit"]["heads"] == ["3.10"]

@@ -10,7 +10,7 @@ Legend: S sources.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,11 @@ class Mixing(Live):
     def __init__(self, weights_S: NDArray[np.float64]) -> None:
         self.weights_S = normalised(weights_S)
         """what each source is drawn by, 1 in sum"""
+
+    def remarks(self) -> Sequence[str]:
+        if len(self.weights_S) > 1:
+            return ()
+        return ("train.mix: there is one source, so nothing was mixed; name more in `data`, or leave mix out",)
 
 
 class Mix(Method, axis="mix", packages=("temper.mix",)):

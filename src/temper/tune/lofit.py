@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from temper.core.errors import SettingError, TrainingError, nearest
@@ -145,8 +145,18 @@ class LoFiT(Tune, name="lofit"):
     search: float = Field(0.5, gt=0, lt=1, description="share of the stage in which the heads are found")
     sparsity: float = Field(5e-4, ge=0, description="lambda: factor of the sum of |A|")
     heads: tuple[str, ...] = Field(
-        (), description="heads by block and number (3.0, 3.5) that get offsets from the start; empty: they are found"
+        (),
+        description="heads by block and number, in quotes ('3.0', '3.10'), that get offsets from the start; empty: "
+        "they are found",
     )
+
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _heads_are_text(cls, written: object) -> object:
+        for head in written if isinstance(written, list | tuple) else ():
+            if isinstance(head, int | float):
+                raise SettingError("heads", head, "is a number, and 3.1 is the same as 3.10", f"quote it: '{head}'")
+        return written
 
     def idle(self) -> dict[str, str]:
         searching = ("share", "search", "sparsity")

@@ -136,7 +136,8 @@ class S2FT(Tune, name="s2ft"):
     Paper: S^2FT: Efficient, Scalable and Generalizable LLM Fine-tuning by Structured Sparsity, arXiv:2412.06289.
     Symbols: s is `head_share` and `channel_share` of the columns, one head and one channel at least. Heads that share
     keys and values (grouped queries) are chosen together. Deviation: slices of o and down only, as the paper
-    recommends; chosen at random or by weight, not by activations or gradients.
+    recommends; chosen at random or by weight, not by activations or gradients. What trains are the changes to the
+    slices, so that an optimizer's `weight_decay` pulls them to the base and not to 0.
     """
 
     default_lr: ClassVar[float] = 2e-4
