@@ -7,6 +7,7 @@ written anew from all that lie there. Without names every study runs.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 from effects.bench import BASES
-from effects.running import kept, run, studies, words, write, write_page
+from effects.running import kept, make_base, run, studies, words, write, write_page
 from effects.study import SEEDS
 from temper.lab.bases import default_cache
 
@@ -36,11 +37,11 @@ def main() -> None:
     unknown = sorted(set(chosen.names) - set(known))
     if unknown:
         sys.exit(f"{', '.join(unknown)}: no such study; there are {', '.join(known)}")
-    for name, base in BASES.items():  # made once, before processes would make them side by side
-        base.open(name)
     began = time.monotonic()
     names, failed = chosen.names or known, []
     with ProcessPoolExecutor(chosen.jobs, get_context("spawn")) as pool:
+        # Made before two studies would make them side by side.
+        list(pool.map(make_base, *zip(*itertools.product(BASES, range(chosen.seeds)), strict=True)))
         running = {pool.submit(run, name, chosen.seeds, default_cache()): name for name in names}
         for future in as_completed(running):
             name = running[future]

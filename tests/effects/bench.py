@@ -52,10 +52,12 @@ class Bench:
     seed: int
     cache: Path
     """where lab bases are kept"""
+    base_seed: int = 0
+    """of the bases: each seed of a study has its own, or an interval would speak for one base alone"""
 
     def base(self, name: str = "nano") -> Model:
         """Return a fresh copy of a base: `nano` knows three skills, `tiny` seven; `deep` has eight narrow blocks."""
-        return BASES[name].open(name, self.cache)
+        return BASES[name].model_copy(update={"seed": self.base_seed}).open(name, self.cache)
 
     def rows(self, skills: str | Sequence[str], num: int = 1024, split: str = "train") -> Rows:
         """Return `num` questions of each skill, with their answers; the skill is in the column `task`."""
