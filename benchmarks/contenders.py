@@ -62,6 +62,7 @@ def temper(case: dict[str, Any]) -> Marks:
         batch_size=case["batch"],
         max_length=case["longest"],
         precision=case["precision"],
+        recompute=float(torch.cuda.is_available()),  # as the others do there
         spike=None,
     )
     seen = [0]
@@ -90,7 +91,8 @@ def loop(case: dict[str, Any]) -> Marks:
         return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register("by_document", attention)
-    model = load(case)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(case).to(device)
     model.set_attn_implementation("by_document")
     model = with_lora(model, case)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -101,10 +103,11 @@ def loop(case: dict[str, Any]) -> Marks:
     for start in range(0, case["steps"] * case["batch"], case["batch"]):
         batch = rows[start : start + case["batch"]]
         lengths[:] = [len(row["input_ids"]) for row in batch]
-        tokens = torch.tensor([token for row in batch for token in row["input_ids"]])
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        supervised = torch.tensor([bit for row in batch for bit in row["completion_mask"]]).nonzero()[:, 0]
-        with torch.autocast("cpu", torch.bfloat16, enabled=case["precision"] == "bf16"):
+        tokens = torch.tensor([token for row in batch for token in row["input_ids"]], device=device)
+        positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+        supervised = torch.tensor([bit for row in batch for bit in row["completion_mask"]], device=device)
+        supervised = supervised.nonzero()[:, 0]
+        with torch.autocast(device, torch.bfloat16, enabled=case["precision"] == "bf16"):
             mask = torch.empty(1, 1, 1, 1)
             hidden = whole.model(
                 input_ids=tokens[None], position_ids=positions[None], attention_mask=mask, use_cache=False
@@ -169,13 +172,22 @@ def trainer(case: dict[str, Any]) -> Marks:
     return marks
 
 
-def trl(case: dict[str, Any], packing: bool = False) -> Marks:
-    """TRL's SFTTrainer as it comes, or packed into rows of the longest length."""
+def trl(case: dict[str, Any], packing: bool = False, model: Any = None, **settings: Any) -> Marks:
+    """TRL's SFTTrainer as it comes, or packed into rows of the longest length.
+
+    Args:
+        model: what it trains, an adapter included; by default the case's, and its adapter.
+        settings: further ones of `SFTConfig`.
+    """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     # As it comes it computes activations again, which saves memory; packed, it is given its fastest way.
     more: dict[str, Any] = {"packing": True, "gradient_checkpointing": False} if packing else {}
+    if torch.cuda.is_available():
+        # Beside float32 weights and averages of billions of numbers no activations of long rows fit.
+        more["gradient_checkpointing"] = True
+    more |= settings
     arguments = _arguments(case, SFTConfig, max_length=case["longest"], **more)
     if packing:
         # Rows of `longest` tokens: as many as hold the tokens of an update of the others.
@@ -183,10 +195,10 @@ def trl(case: dict[str, Any], packing: bool = False) -> Marks:
         arguments.per_device_train_batch_size = max(1, round(mean / case["longest"]))
     counted, marks = list[int](), Marks()
     found = SFTTrainer(
-        load(case),
+        load(case) if model is None else model,
         arguments,
         train_dataset=Dataset.from_list(rows_of(case)),
-        peft_config=lora_config(case) if case["tune"] == "lora" else None,
+        peft_config=lora_config(case) if case["tune"] == "lora" and model is None else None,
         processing_class=_tokenizer(case),
         callbacks=[_watched(counted, marks)],
     )
@@ -203,6 +215,32 @@ def trl(case: dict[str, Any], packing: bool = False) -> Marks:
 
 def trl_packed(case: dict[str, Any]) -> Marks:
     return trl(case, packing=True)
+
+
+def trl_liger(case: dict[str, Any]) -> Marks:
+    """TRL packed, with Liger's kernels."""
+    return trl(case, packing=True, use_liger_kernel=True)
+
+
+def unsloth(case: dict[str, Any]) -> Marks:
+    """TRL packed, with a model that Unsloth has loaded: its own kernels and its own recomputation."""
+    from unsloth import FastLanguageModel  # before transformers and TRL, of which it replaces parts
+
+    is_lora = case["tune"] == "lora"
+    model, _ = FastLanguageModel.from_pretrained(
+        case["model"], max_seq_length=case["longest"], load_in_4bit=False, full_finetuning=not is_lora
+    )
+    if is_lora:
+        rank = case["rank"]
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=rank,
+            lora_alpha=2 * rank,
+            lora_dropout=0,
+            target_modules=TARGETS,
+            use_gradient_checkpointing="unsloth",
+        )
+    return trl(case, packing=True, model=model)
 
 
 def _tokenizer(case: dict[str, Any]) -> Any:
@@ -235,7 +273,15 @@ def product_rate(precision: str) -> float:
     return float(2 * size**3 / min(seconds))
 
 
-CONTENDERS = {"temper": temper, "loop": loop, "trainer": trainer, "trl": trl, "trl packed": trl_packed}
+CONTENDERS = {
+    "temper": temper,
+    "loop": loop,
+    "trainer": trainer,
+    "trl": trl,
+    "trl packed": trl_packed,
+    "trl liger": trl_liger,
+    "unsloth": unsloth,
+}
 
 
 def main() -> None:

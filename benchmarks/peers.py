@@ -4,6 +4,10 @@
                                [--json FILE]
 
 With `--json` each turn is added to those that the file holds, so a long comparison can be made in several sittings.
+On a GPU the cases are those of `large`, a Llama of 8 billion parameters with random weights, and the contenders also
+TRL with Liger's kernels and Unsloth (`pip install liger-kernel unsloth`; what is not there is told as failed). Full
+tuning takes 16 bytes a parameter in float32, so with less than 140 GiB choose the LoRA cases. No GPU has run it yet.
+
 Needs `pip install trl` beside Temper. Every contender runs in a process of its own, one after another, in turns; the
 table gives the median of each, and its ratio to Temper's with the range over the turns. All processes get the same
 settings of the C library's allocator, which spare them page faults. "trl" is SFTTrainer with its own defaults (padded,
@@ -23,6 +27,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 HERE = Path(__file__).resolve().parent
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
@@ -39,8 +45,16 @@ MODELS: dict[str, dict[str, int]] = {
         "heads": 12,
     },
     "wide": {"vocab_size": 131072, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "heads": 4},
+    "large": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "heads": 32,
+        "key_heads": 8,
+    },
 }
-"""6 million parameters, 110 million, and a small one with a vocabulary of 128 k"""
+"""6 million parameters, 110 million, a small one with a vocabulary of 128 k, and 8 billion for a GPU"""
 CASES: dict[str, dict[str, Any]] = {
     f"{model}-{tune}{'-long' if kind == 'long' else ''}": {"shape": model, "tune": tune, "kind": kind, "steps": steps}
     for model, kind, steps in (
@@ -52,7 +66,19 @@ CASES: dict[str, dict[str, Any]] = {
     )
     for tune in ("full", "lora")
 }
+GPU_CASES: dict[str, dict[str, Any]] = {
+    f"large-{tune}-{length // 1024}k": {
+        "shape": "large",
+        "tune": tune,
+        "steps": 6,
+        "batch": batch,
+        "lengths": [length] * batch * 6,
+    }
+    for length, batch in ((2048, 8), (16384, 1))
+    for tune in ("lora", "full")
+}
 CONTENDERS = ("temper", "loop", "trainer", "trl", "trl packed")
+GPU_CONTENDERS = ("temper", "loop", "trl packed", "trl liger", "unsloth")
 
 
 def lengths(kind: str, count: int, generator: random.Random) -> list[int]:
@@ -74,6 +100,7 @@ def prepare(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     shape = dict(sizes_of(case))
     heads = shape.pop("heads")
+    key_heads = shape.pop("key_heads", heads)
     words = {f"w{number}": number for number in range(shape["vocab_size"] - 1)} | {"</s>": shape["vocab_size"] - 1}
     backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -85,13 +112,15 @@ def prepare(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     config = LlamaConfig(
         **shape,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=key_heads,
         max_position_embeddings=longest,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
     )
     model = folder / "model"
-    LlamaForCausalLM(config).save_pretrained(model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # where billions of numbers are drawn in a moment
+    with torch.device(device):
+        LlamaForCausalLM(config).to(torch.bfloat16 if device == "cuda" else torch.float32).save_pretrained(model)
     tokenizer.save_pretrained(model)
     with (folder / "rows.jsonl").open("w") as rows, (folder / "tokens.jsonl").open("w") as tokens:
         for size in sizes:
@@ -138,10 +167,11 @@ def measure(name: str, case: dict[str, Any], folder: Path, allocator: str) -> di
 
 
 def flops(case: dict[str, Any]) -> float:
-    """Return the operations of Temper's steps for each token, by the shapes of the model."""
+    """Return the operations of Temper's steps for each token, by the shapes of the model (attention's scores not)."""
     shape = sizes_of(case)
     width, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
-    block = layers * (4 * width * width + 3 * width * inner)
+    keys = shape.get("key_heads", shape["heads"]) / shape["heads"]
+    block = layers * ((2 + 2 * keys) * width * width + 3 * width * inner)
     head = 2 / 3 * shape["vocab_size"] * width  # two tokens of three are supervised
     return (6 if case["tune"] == "full" else 4) * (block + head)
 
@@ -176,8 +206,11 @@ def spread(ratios: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default=",".join(CASES), help="of " + ", ".join(CASES))
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    on_gpu = torch.cuda.is_available()
+    known = {**CASES, **GPU_CASES}
+    default = GPU_CASES if on_gpu else CASES
+    parser.add_argument("--cases", default=",".join(default), help="of " + ", ".join(known))
+    parser.add_argument("--contenders", default=",".join(GPU_CONTENDERS if on_gpu else CONTENDERS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--allocator", default="tuned", choices=["tuned", "plain"], help="the C library's")
@@ -189,7 +222,7 @@ def main() -> None:
     for name in chosen.cases.split(","):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            case = prepare({**CASES[name], "precision": chosen.precision}, folder)
+            case = prepare({**known[name], "precision": chosen.precision}, folder)
             turns: list[dict[str, Any]] = every.setdefault(name, [])
             for _ in range(chosen.repeats):
                 names = chosen.contenders.split(",")
