@@ -61,9 +61,10 @@ STUDY = Study(
             "none",
         ),
     ),
-    finding="The shift brings behaviour and knowledge together where neither model has both, if less than tuning the "
-    "large base does. It does so for a sign that the large base already writes in places (a digit); with one "
-    "that it never writes (an underscore) nothing came, as the shift of tokens that neither small model was "
-    "trained on is noise. A sign before the answer came to nothing, since the small model did not learn it in "
-    "40 steps.",
+    finding="Shown: the shift brings behaviour and knowledge together where neither model has both, in the mean as "
+    "well as tuning the large base does (38 and 39 per cent). But seeds differ: four have 24 to 61 per cent, and one "
+    "has 0, where the tuned large base has 35; why is not known. The sign is one that the large base already writes in "
+    "places (a digit); in earlier trials with one that it never writes (an underscore) nothing came, as the shift of "
+    "tokens that neither small model was trained on is noise. A sign before the answer came to nothing, since the "
+    "small model did not learn it in 40 steps.",
 )
