@@ -64,7 +64,7 @@ STUDY = Study(
         Contrast("its directions help", "eva", "eva, shuffled", "below"),
         Contrast("orthogonal directions of no meaning", "any directions", "lora", "none"),
     ),
-    finding="EVA learns faster than LoRA, and it is its directions that do it: with their features in another order "
-    "it learns less. Orthogonal directions as long as LoRA's change nothing. Both have the best of 5e-3, 1e-2 "
-    "and 2e-2.",
+    finding="Not shown: EVA is ahead of LoRA in four seeds of five, by 0.01 to 0.1 nats, and 0.24 behind in the one in "
+    "which both learn least. Its directions do help: with their features in another order it learns less, in every "
+    "seed. Orthogonal directions as long as LoRA's change nothing. Both have the best of 5e-3, 1e-2 and 2e-2.",
 )
