@@ -59,7 +59,8 @@ STUDY = Study(
             "taking away the same vector, shuffled", "shuffled vector taken away, reverse", "whole, reverse", "none"
         ),
     ),
-    finding="Adding works, and so does taking away, where a shuffled vector of the same size does nothing. That little "
-    "else is forgotten does not show: rotate goes with reverse, as both are learnt in the same few weights, "
-    "from one prompt format, and the vector holds what all new skills here share.",
+    finding="All shown: adding works, and so does taking away, where a shuffled vector of the same size does nothing. "
+    "Reverse, taken away, goes from a loss of 0.43 to 1.32 nats and is then worse than rotate, at 0.89, in every seed. "
+    "How much of rotate is forgotten was not measured, as its loss before is no arm; likely a part, since both are "
+    "learnt from one prompt format, and the vector holds what all new skills here share.",
 )
