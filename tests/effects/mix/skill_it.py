@@ -43,7 +43,9 @@ STUDY = Study(
             "the same rule on sources whose rows are shuffled together", "skill-it, shuffled sources", "uniform", "none"
         ),
     ),
-    finding="The effect does not show, with the graph or without. Likely because the rule draws more from what has loss"
-    " left, so that the two known skills get few rows and lose; 36 steps leave six rounds to mend that, and the"
-    " graph given here is a guess, where the paper estimates its own. Losses by skill were not looked at.",
+    finding="Contradicted, in every seed: Skill-It has a loss of 0.48 where even sampling has 0.34, and its graph "
+    "costs 0.08 of it. Likely because the rule draws more from what has loss left, so that the two known skills get "
+    "few rows and lose; 36 steps leave six rounds to mend that, and the graph given here is a guess, where the paper "
+    "estimates its own. Losses by skill were not looked at. The control holds, with a mean of 0.05 nats and a wide "
+    "interval.",
 )
