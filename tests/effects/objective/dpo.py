@@ -70,11 +70,12 @@ STUDY = Study(
             "of equally good answers the first in the alphabet is not preferred", "reward, equals", "chance", "none"
         ),
     ),
-    finding="DPO makes a policy that is right for 9 % of its samples right for 41 %, imitating the chosen answers for "
-    "38 %: more in four seeds of five, so that the lead is open. Given every pair both ways round it learns nothing, "
-    "and the better answer even loses: what is moved without a reason loses first where it was surest. cDPO does not "
-    "withstand flipped preferences any better. At DPO's own rate it is a little worse in every seed, likely since the "
-    "margin at which it stops, 8.5 nats at a beta of 0.1, is hardly reached; at four times the rate both are right "
-    "about half as often. Rates tried: DPO 1e-4 and 4e-4, sft 3e-4 and 1e-3 (alike).",
+    finding="DPO makes a policy that is right for 9 % of its samples right for 50 %, imitating the chosen answers for "
+    "41 %: more in four seeds of five, so that the lead is open. Given every pair both ways round it learns nothing, "
+    "and the better answer even loses: what is moved without a reason loses first where it was surest. That cDPO "
+    "withstands flipped preferences is contradicted: at DPO's own rate it is 3 points of 27 worse, in four seeds of "
+    "five, likely since the margin at which it stops, 8.5 nats at a beta of 0.1, is hardly reached; at four times the "
+    "rate both are right less than half as often, and neither is ahead. Rates tried: DPO 1e-4 and 4e-4, sft 3e-4 and "
+    "1e-3 (alike).",
     also=("objective/cdpo",),
 )
