@@ -97,8 +97,9 @@ STUDY = Study(
         ),
         Contrast("labels dealt to other texts teach nothing", "head, labels dealt", "chance", "none"),
     ),
-    finding="A head is right for 95 % of new texts after 60 steps, a written label for 50 %. Open attention does not "
-    "show a gain over causal: with lr 1e-3 the mean of causal hidden states is already right for 94 %, so that little "
-    "is left (at 2e-3, in a run before this one, it was 68 % against 95 %). Rates are the best of 1e-3, 2e-3 and 4e-3 "
-    "for the head by its last token (1e-3) and for writing (2e-3), on the first seed; all heads take the former.",
+    finding="A head is right for 93 % of new texts after 60 steps, a written label for 43 %. That open attention helps "
+    "is not shown: with it every seed has 99 % or more, while the mean of causal hidden states has as much in three "
+    "seeds, and 84 and 54 % in two (at 2e-3, in an earlier trial, it was 68 % against 95 %). Rates are the best of "
+    "1e-3, 2e-3 and 4e-3 for the head by its last token (1e-3) and for writing (2e-3), on the first seed; all heads "
+    "take the former.",
 )

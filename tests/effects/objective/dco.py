@@ -63,11 +63,11 @@ STUDY = Study(
         Contrast("DCO for 1 try is cross-entropy", "64 tries: dco for 1 try", "64 tries: sft", "none"),
     ),
     finding="DCO for 64 tries is right more often among them than cross-entropy, by 3 points of 15, and pays with the "
-    "single try, as the paper says; DCO for 1 try is cross-entropy. That long training costs cross-entropy "
-    "tries shows in four seeds of five, and so not by this interval; stopping it early does as well as DCO. "
-    "The questions have four right answers of which one is meant by chance, so that to be sure is to be wrong "
-    "three times in four. Where there is one right answer (reverse, 64 rows, one seed) longer training made a "
-    "right answer likelier among 64 tries, too, from 80 to 95 per cent, and DCO had 90; with answers spoilt "
-    "at random (one seed) DCO lost as well, likely because it looks away from what is learnt and at what is "
+    "single try, as the paper says; DCO for 1 try is cross-entropy. That long training costs cross-entropy tries is "
+    "shown, in every seed, by 5 points of 20. That DCO does better than stopping early is not: in four seeds it does "
+    "worse. The questions have four right answers of which one is meant by chance, so that to be sure is to be wrong "
+    "three times in four. In earlier trials, where there is one right answer (reverse, 64 rows, one seed), longer "
+    "training made a right answer likelier among 64 tries, too, from 80 to 95 per cent, and DCO had 90; with answers "
+    "spoilt at random (one seed) DCO lost as well, likely because it looks away from what is learnt and at what is "
     "spoilt. All at lr 1e-3.",
 )

@@ -79,6 +79,6 @@ STUDY = Study(
         Contrast("a coin's tags teach nothing", "a coin's tags, open", "chance", "none"),
     ),
     finding="As claimed: with the mask a tag that hangs on the next letter stays at chance, without it the tag is "
-    "learnt to 77 % in the mean after 90 steps, the base having only ever looked back. All at lr 1e-3, the best of "
+    "learnt to 95 % in the mean after 90 steps, the base having only ever looked back. All at lr 1e-3, the best of "
     "1e-3 and 4e-3 on one seed for open attention (2e-3 was not enough in 60 steps).",
 )
