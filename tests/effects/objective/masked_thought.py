@@ -28,7 +28,7 @@ def contents(bench: Bench, num: int, split: str, is_reasoned: bool) -> list[dict
 def accuracy(bench: Bench, objective: Any, is_reasoned: bool) -> float:
     """Return how often the last step's result is right on held-out questions, in per cent."""
     rows = bench.made("completion", contents(bench, FEW, "train", is_reasoned))
-    # Without a thought 40 steps are enough: at 80 both are right for nearly all, and nothing could be seen.
+    # Without a thought 40 steps, since at 80 both are right for nearly all, and nothing could be seen.
     steps = 120 if is_reasoned else 40
     model = bench.tuned("tiny", rows, objective=objective, lr=2e-3, steps=steps, batch_size=16)
     asked = contents(bench, 150, "test", is_reasoned)
