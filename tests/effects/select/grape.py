@@ -70,7 +70,8 @@ STUDY = Study(
         Contrast("GRAPE beats one foreign style throughout", "grape", "commas throughout", "above"),
         Contrast("GRAPE by shuffled scores", "grape, shuffled scores", "random", "none"),
     ),
-    finding="GRAPE learns most of the skill in the steps in which the other choices hardly begin: it takes the base's "
-    "own style nearly always, and the letters of a foreign style must be found two places further each. So what"
-    " shows is fit to the base, at a small budget of steps; with many more all arms would learn.",
+    finding="GRAPE is right for half of the questions (50 %) after the steps in which the other choices hardly begin "
+    "(7 and 4 %): it takes the base's own style nearly always, and the letters of a foreign style must be found two "
+    "places further each. So what shows is fit to the base, at a small budget of steps; with many more all arms would "
+    "learn.",
 )

@@ -52,7 +52,7 @@ STUDY = Study(
         ),
         Contrast("a second foreign style in place of the own answers", "foreign, kept", "sft, kept", "none"),
     ),
-    finding="S3FT keeps and learns more, where a second foreign style does nothing. It loses 69 of the 100 points that "
-    "the base has, sft 92: less, but not half. The lead on the target flatters it: half of its questions are of "
-    "a skill that the base answers without error, and answers in the gold style are longer and new to it.",
+    finding="S3FT keeps and learns more, where a second foreign style does nothing. It loses 73 of the 100 points that "
+    "the base has, sft 99: less, but not half. The lead on the target flatters it: half of its questions are of a "
+    "skill that the base answers without error, and answers in the gold style are longer and new to it.",
 )
