@@ -79,9 +79,9 @@ STUDY = Study(
         Contrast("a temperature mends it", "64 rows, 60 steps, a temperature", "64 rows, 60 steps", "below"),
         Contrast("64 other rows, another seed", "64 other rows, 60 steps", "64 rows, 60 steps", "none"),
     ),
-    finding="The measure finds an error of about 10 % where a model that is right as often as it says would show 5, "
-    "by the bins alone. That learning few rows by heart makes it larger does not show: after 24 steps, on few rows "
-    "or many, models that know a part of the skill are as far off. Nor does it show that a temperature mends it: it "
-    "lowers the error in three seeds, and in two none of those tried does better than 1. Another draw of 64 rows "
-    "moves the error by up to 5 points, more than any of these effects.",
+    finding="The measure finds an error of 22 % after 60 steps on few rows, where a model that is right as often as it "
+    "says would show 7, by the bins alone. Learning the rows by heart spoils calibration: after 24 steps the error is "
+    "13 %. That it is larger than after 24 steps on many rows (15 %) is so in four seeds of five, and not shown. A "
+    "temperature mends it in every seed, to 9 %. In an earlier run, with one base for all seeds, the error was 10 % "
+    "and neither the steps nor a temperature showed. Another draw of 64 rows moves the error by up to 10 points.",
 )

@@ -83,8 +83,8 @@ STUDY = Study(
         ),
         Contrast("neither do capitals and commas", "late, in capitals with commas", "late", "none"),
     ),
-    finding="All of it shows. What is worth nothing is not 0: random words, as many as are expected, count 20 per "
-    "cent, and so does the right answer to another question. In development the model's own answers, each "
-    "given to another question, counted 2 points more late than early; the letters that it writes early are "
-    "likely fewer different ones. So the control is of right answers.",
+    finding="All of it shows. What is worth nothing is not 0: random words, as many as are expected, count 18 per "
+    "cent, and the right answer to another question 20. In development the model's own answers, each given to another "
+    "question, counted 2 points more late than early; the letters that it writes early are likely fewer different "
+    "ones. So the control is of right answers.",
 )
