@@ -43,8 +43,10 @@ STUDY = Study(
         Contrast("rank reduction helps: more than the largest weights", "lift: new", "largest: new", "below"),
         nothing_to_forget("lift", "full"),
     ),
-    finding="LIFT forgets far less than full tuning, LoRA and random entries; the largest weights without rank "
-    "reduction forget as little. It learns a little less than full tuning and a very little more than the "
-    "largest weights; beside LoRA and random entries no difference shows. Each arm has the best of the "
-    "rates tried (full 1e-3; LIFT 5e-3, 1e-2; LoRA 5e-3, 1e-2, at rank 8; random entries 1e-2, 2e-2).",
+    finding="LIFT forgets far less than full tuning, LoRA and random entries, in every seed; the largest weights "
+    "without rank reduction forget as little. It learns less than full tuning (0.29 nats left for 0.21), in every "
+    "seed; beside LoRA (0.22), random entries (0.28) and the largest weights (0.30) no difference is shown. The "
+    "control fails: at its rate full tuning spoils 4 % of the known answers even while it trains on these, LIFT 2 %, "
+    "so that a part of its lead may have nothing to do with forgetting. Each arm has the best of the rates tried (full "
+    "1e-3; LIFT 5e-3, 1e-2; LoRA 5e-3, 1e-2, at rank 8; random entries 1e-2, 2e-2).",
 )

@@ -82,13 +82,13 @@ STUDY = Study(
             "none",
         ),
     ),
-    finding="Under a trained prompt the base's skills are all but left alone (a loss of 0.07; 1.6 by full tuning), "
-    "and the new skill is learnt a little less in the same steps. In development, on one seed at 3e-4 in both "
-    "and where both learnt as much (0.9), it was 0.01 beside 0.9. Much of it is owed to there being a prompt "
-    "at all, which marks the questions: an untrained one forgets little as well, but learns far less. In "
-    "earlier forms of this study two prompts were to prepare as an untrained one does, and did not: one "
-    "trained on shuffled answers keeps more (0.2 for 0.5), as it has taken in the format, and one whose "
-    "learnt numbers stand in other places keeps less (1.0), as it is large and says nothing that the base "
-    "knows. So the control is another untrained prompt. Rates tried: prompt 1e-2, 3e-2, 1e-1 and 3e-1; tuning "
-    "3e-4 and 1e-3, of which 5e-4 lies between.",
+    finding="Under a trained prompt the base's skills are all but left alone (a loss of 0.1; 1.3 by full tuning). That "
+    "it learns more than full tuning is not shown: it is on either side by seed. In development, on one seed at 3e-4 "
+    "in both and where both learnt as much (0.9), the loss was 0.01 beside 0.9. Some of it is owed to there being a "
+    "prompt at all, which marks the questions: untrained ones forget less than full tuning in most seeds, but learn "
+    "far less. In earlier forms of this study two prompts were to prepare as an untrained one does, and did not: one "
+    "trained on shuffled answers kept more (0.2 for 0.5), as it had taken in the format, and one whose learnt numbers "
+    "stand in other places kept less (1.0), as it is large and says nothing that the base knows. So the control is "
+    "another untrained prompt. Rates tried: prompt 1e-2, 3e-2, 1e-1 and 3e-1; tuning 3e-4 and 1e-3, of which 5e-4 lies "
+    "between.",
 )
