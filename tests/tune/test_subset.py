@@ -105,6 +105,19 @@ def test_lisa_trains_the_drawn_blocks_and_holds_state_for_them_alone(tmp_path: P
     assert all(len(period) == 1 for period in periods) and len(set.union(*periods)) > 1
 
 
+def test_lisa_that_draws_once_is_full_tuning_with_the_other_blocks_frozen(tmp_path: Path) -> None:
+    lisa = make_loop(tmp_path / "lisa", tune={"lisa": {"blocks": 1, "every_steps": 99}}, num_steps=4)
+    paths = [block.path for block in lisa.model.anatomy.blocks]
+    resting = [path for path in paths if not any(name.startswith(f"{path}.") for name, _ in lisa.trained)]
+    assert len(resting) == len(paths) - 1
+    full = make_loop(tmp_path / "full", tune={"full": {"freeze": [f"{path}.*" for path in resting]}}, num_steps=4)
+    before = weights(full.model)
+    lisa.run(), full.run()
+    made, expected = weights(lisa.model), weights(full.model)
+    assert all(torch.equal(made[name], value) for name, value in expected.items())
+    assert not torch.equal(expected["model.norm.weight"], before["model.norm.weight"])
+
+
 def test_what_keeps_training_keeps_its_optimizer_state(tmp_path: Path) -> None:
     """The head trains throughout: in every bit as if no block had ever been exchanged, blocks being without effect."""
     model = tiny("llama", num_hidden_layers=4)
