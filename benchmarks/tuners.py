@@ -1,4 +1,4 @@
-"""What tuners take beside full tuning and LoRA: memory above the loaded model, and time, on 110 million parameters.
+"""What tuners take beside full tuning and LoRA: memory above the loaded model, and time, on 135 million parameters.
 
     python benchmarks/tuners.py [--tuners "full;lora;lift;..."] [--repeats 3] [--write docs/tuners.md]
 
@@ -113,7 +113,7 @@ def main() -> None:
     if chosen.write:
         command = f"python benchmarks/tuners.py --repeats {chosen.repeats} --write {chosen.write}"
         text = (
-            f"# What tuners take\n\n`{command}`: 110 million parameters, 16 rows an update of median 100 tokens with "
+            f"# What tuners take\n\n`{command}`: 135 million parameters, 16 rows an update of median 100 tokens with "
         )
         text += "a tail to 2,048, bf16 with float32 weights, AdamW.\n\n"
         chosen.write.write_text(text + table(turns) + "\n", encoding="utf-8")
