@@ -81,6 +81,8 @@ CASES = [
     Case("gpt_neox", 256, 4, 8_000, "full", 0, "bf16", 512),
     Case("opt", 256, 4, 8_000, "lora", 0, "fp32", 512),
     Case("llama", 256, 4, 8_000, "full", 0, "fp32", 256, 8, {"checkpoint_steps": 2}),
+    Case("llama", 512, 8, 16_000, "lora", 0, "bf16", 512, 8, {"hold": "nf4"}),
+    Case("qwen3", 384, 6, 32_000, "lora", 0.5, "bf16", 1024, 8, {"hold": "int8"}),
 ]
 
 

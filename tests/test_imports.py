@@ -34,6 +34,7 @@ FLOORS = (
         "compress",
         "decode",
         "federate",
+        "hold",
         "measure",
     },
     {"engine"},

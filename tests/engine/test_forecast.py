@@ -23,6 +23,7 @@ from temper.engine.forecast import Elsewhere, Forecast, forecast
 from temper.engine.layout import Layout
 from temper.engine.settings import FitSettings
 from temper.engine.trace import WEIGHTS
+from temper.hold.base import Hold
 from temper.models.load import Outline, outline_model, read_outline, save_model
 from temper.models.model import Model
 from temper.objectives.base import Objective
@@ -73,7 +74,13 @@ def every(axis: type[Method]) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(
     ("key", "written"),
-    [*every(Tune), *every(Optim), *((Objective.axis, written) for written in OBJECTIVES.values()), *every(Retain)],
+    [
+        *every(Tune),
+        *every(Optim),
+        *every(Hold),
+        *((Objective.axis, written) for written in OBJECTIVES.values()),
+        *every(Retain),
+    ],
     ids=lambda value: str(value),
 )
 def test_every_method_can_be_planned(key: str, written: object) -> None:
@@ -84,6 +91,17 @@ def test_every_method_can_be_planned(key: str, written: object) -> None:
     found = forecast(make, prepare(make(), [made], chosen), chosen)
     assert found.why == "" and found.work is not None and found.work.steps >= 9  # replay takes room in each batch
     assert found.memory is not None and found.memory.tensor_bytes > 0
+
+
+@pytest.mark.parametrize(("name", "bits"), [("nf4", 4 + 8 / 64 + 64 / (256 * 64)), ("int8", 8)])
+def test_what_is_held_packed_is_planned_as_packed(name: str, bits: float) -> None:
+    memory = [planned(settings(precision="bf16", **more)).memory for more in ({}, {"hold": name})]
+    dense, packed = (one.parts[WEIGHTS] for one in memory if one is not None)
+    parts = list(make().anatomy.parts())
+    numbers = sum(part.in_features * part.out_features for part in parts)
+    # The rest: int8's scales of rows; of nf4's groups of 256 scales one for each matrix, which none of these fills.
+    rest = 4 * sum(part.out_features for part in parts) if name == "int8" else (256 + 8) * len(parts)
+    assert 0 <= packed - (dense - numbers * (2 - bits / 8)) <= rest
 
 
 @pytest.mark.parametrize("name", LOOKING)

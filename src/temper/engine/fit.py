@@ -37,6 +37,7 @@ from temper.engine.precision import best_device, computing_in, hold_in
 from temper.engine.settings import FitSettings, ValidationSettings, default_micro_tokens, dtype_of, learning_rate
 from temper.engine.snapshots import Snapshots
 from temper.engine.trackers.base import Tracking
+from temper.hold.base import unpack_blocks
 from temper.models.load import fingerprint_module
 from temper.models.model import Model
 from temper.objectives.base import Objective, Target
@@ -81,7 +82,8 @@ def fit(
     whole, and the others need not.
 
     Args:
-        model: trained in place; `Fitted.tuning` saves, merges or detaches what moved.
+        model: trained in place; `Fitted.tuning` saves, merges or detaches what moved. Where `settings.hold` packed its
+            matrices, it afterwards holds the numbers that it was trained with.
         rows: the training data; several sources where they are to be mixed.
         settings: every choice of the stage.
         folder: holds `metrics.jsonl` and the checkpoints from which a killed fit continues; None for a temporary one.
@@ -118,6 +120,8 @@ def fit(
             model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer, model.prompts)
         data = prepare(model, sources, settings, seed, on_bad_rows, open_source)
         attaching = time.monotonic()
+        num_parameters = sum(parameter.numel() for parameter in model.module.parameters())
+        held.callback(unpack_blocks, model)
         tuning = attach(model, settings, seed, _calibrated(model, data, settings))
         cost["attach_seconds"] = time.monotonic() - attaching
         model.is_changed = True
@@ -135,6 +139,7 @@ def fit(
             for tracking in trackings:
                 tracking.close()
         details, bad = _details(loop, data, sources, settings, totals)
+        details = {"parameters": num_parameters, **details}
         if together.is_main:
             _write_quarantine(folder / "quarantine.jsonl", bad)
         cost |= {name: totals[name] for name in ("steps", "tokens", "supervised_tokens", "flops", "seconds")}
@@ -153,7 +158,6 @@ def _details(
     bad = [row for source in (*sources, *(part.rows for part in data.shares)) for row in source.bad]
     bad += [row for tally in tallies for row in tally.bad]
     details: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in loop.model.module.parameters()),
         "trainable_parameters": sum(parameter.numel() for _, parameter in loop.trained),
         "rows": sum(map(len, sources)),
         "bad_rows": len(bad),
@@ -326,10 +330,23 @@ def calibrate(model: Model, calibration: Calibration, batches: Sequence[Batch], 
 
 
 def attach(model: Model, settings: FitSettings, seed: int = 0, calibration: Calibration | None = None) -> Tuning:
-    """Let the numbers move that are to move, and hold the others in the type of the products."""
+    """Let the numbers move that are to move, and hold the others as the settings say.
+
+    Raises:
+        SettingError: settings that do not fit the model, or one another.
+    """
     torch.manual_seed(seed)
-    tuning = settings.tune.attach(model, seed, calibration)
-    tuning.hold_in(dtype_of(settings))
+    tuning, dtype = settings.tune.attach(model, seed, calibration), dtype_of(settings)
+    if settings.hold is not None:
+        if not tuning.leaves_base:
+            raise SettingError(
+                "train.hold",
+                settings.hold.method_name,
+                f"packs the base's matrices, into which the tuner {settings.tune.method_name!r} writes what it learns",
+                "leave hold out, or take a tuner that trains beside them, such as lora",
+            )
+        settings.hold.pack_blocks(model, dtype)
+    tuning.hold_in(dtype)
     return tuning
 
 

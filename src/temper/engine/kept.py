@@ -1,9 +1,10 @@
 """Keep less for the backward pass: what costs little to make again from what is kept anyway is not kept.
 
-Autograd asks for each tensor that it would keep (`saved_tensors_hooks`), and the tensor tells what made it. Two kinds
+Autograd asks for each tensor that it would keep (`saved_tensors_hooks`), and the tensor tells what made it. Three kinds
 are made again, with the same bits:
 
 - The copy of a weight in the type of the products, from the weight.
+- The numbers of a frozen matrix that is held packed (`models/packed.py`).
 - In a gated MLP, act(gate) and act(gate) * up, from gate and up, which their own gradients need anyway.
 
 In bf16 these are half of what a block's MLP keeps, and a copy of every weight that trains. A recipe lives as long as
@@ -23,6 +24,8 @@ from weakref import ref
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
+
+from temper.models.packed import MADE_BY
 
 ACTIVATIONS: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
     "SiluBackward0": lambda node: F.silu,
@@ -84,7 +87,11 @@ def _check_unchanged(now: object, before: object) -> None:
 
 def _recipe_for(kept: Tensor) -> Tensor | Recipe:
     whole = kept if kept._base is None else kept._base
-    recipe = None if whole.grad_fn is None else _making(whole, whole.grad_fn)
+    made_by = getattr(whole, MADE_BY, None)
+    if made_by is not None:
+        recipe: Recipe | None = Recipe(made_by)
+    else:
+        recipe = None if whole.grad_fn is None else _making(whole, whole.grad_fn)
     if recipe is None or whole is kept:
         return recipe or kept
     view = _view(kept, whole)

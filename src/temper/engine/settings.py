@@ -13,6 +13,7 @@ from temper.core.schedule import Schedule
 from temper.data.stream import Budget
 from temper.engine.precision import Precision, best_device, resolve
 from temper.engine.trackers.base import Tracker
+from temper.hold.base import Hold
 from temper.mix.base import Mix
 from temper.objectives.base import Objective
 from temper.optim.base import Optim
@@ -85,6 +86,11 @@ class FitSettings(Settings):
         8.0, description="standard deviations by which a step's loss may exceed the last 50 steps' mean; null: any"
     )
     precision: Precision = Field("auto", description="auto, fp32 or bf16: in which numbers the model computes")
+    hold: Hold | None = Field(
+        None,
+        description="in what form the blocks' matrices are held while others train, where the tuner leaves them alone; "
+        "null: in the precision's own numbers",
+    )
     checkpoint_steps: PositiveInt = Field(100, description="optimizer steps between checkpoints")
     validation: ValidationSettings | None = Field(None, description="rows held out to pick the best step; null: none")
     snapshots: int = Field(

@@ -28,6 +28,7 @@ from temper.engine.fit import Data, check_formats, prepare
 from temper.engine.forecast import Elsewhere, Forecast, forecast, longest_pass
 from temper.engine.precision import best_device
 from temper.engine.settings import FitSettings, default_micro_tokens
+from temper.hold.base import Hold
 from temper.models.load import Outline, outline_model
 from temper.models.model import Model
 from temper.pipeline.base import Base
@@ -336,12 +337,19 @@ def _changes(settings: FitSettings, longest: int) -> list[list[Changes]]:
     recompute: list[Changes] = [(f"recompute: {share}", {"recompute": share}) for share in (0.5, 1.0)]
     lower: list[Changes] = [(f"micro_tokens: {size}", {"micro_tokens": size}) for size in smaller]
     both = {"recompute": 1.0, "micro_tokens": smallest}
+    held: list[Changes] = [(f"hold: {name}", {"hold": Hold.parse(name)}) for name in ("int8", "nf4")]
     lora = {"tune": Tune.parse("lora")}
+    least = {**lora, **both, "hold": Hold.parse("nf4")}
     return [
         [one for one in recompute if one[1]["recompute"] > settings.recompute],
         lower,
         [(f"recompute: 1.0 and micro_tokens: {smallest}", both)],
-        [("tune: lora", lora), (f"tune: lora, recompute: 1.0 and micro_tokens: {smallest}", {**lora, **both})],
+        held if settings.hold is None else [],
+        [
+            ("tune: lora", lora),
+            (f"tune: lora, recompute: 1.0 and micro_tokens: {smallest}", {**lora, **both}),
+            (f"tune: lora, hold: nf4, recompute: 1.0 and micro_tokens: {smallest}", least),
+        ],
     ]
 
 

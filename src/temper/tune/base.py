@@ -33,6 +33,10 @@ class Tuning(Live, ABC):
     """The numbers of a parameter come to stand for other places of the model while it trains. What remembers numbers by
     their places (an importance of each, a past that is taken anew) cannot be used with it."""
 
+    leaves_base: ClassVar[bool] = False
+    """It reads the model's own matrices and writes none of them while it trains, nor into what it saves: they may be
+    held packed meanwhile."""
+
     @abstractmethod
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trainable numbers by a name that is stable across runs; all are float32 (master) weights."""

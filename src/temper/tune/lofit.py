@@ -26,6 +26,8 @@ from temper.tune.heads import Heads
 class LoFiTTuning(Tuning):
     """Scalings or offsets at work on one model."""
 
+    leaves_base: ClassVar[bool] = True
+
     moves_numbers: ClassVar[bool] = True
 
     def __init__(self, model: Model, settings: LoFiT) -> None:

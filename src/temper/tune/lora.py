@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,8 @@ class Adapter:
 
 class LoRATuning(Tuning):
     """Adapters at work on one model."""
+
+    leaves_base: ClassVar[bool] = True
 
     def __init__(self, model: Model, adapters: list[Adapter], dropout: float, method: dict[str, Any]) -> None:
         self.model, self.adapters, self.dropout, self.method = model, adapters, dropout, method

@@ -26,6 +26,8 @@ from temper.tune.base import Tune, Tuning
 class SoftPromptTuning(Tuning):
     """A prompt at work on one model, behind the prompts that it has."""
 
+    leaves_base: ClassVar[bool] = True
+
     def __init__(self, model: Model, start_PD: Tensor, provenance: Provenance) -> None:
         model.module.requires_grad_(False)
         self.model, self.provenance, self.before = model, provenance, model.prompts
