@@ -125,6 +125,29 @@ def test_an_inner_galore_projects_what_is_projected() -> None:
     assert GaLore(inner=GaLore(rank=4), rank=4).remarks(GaLore(inner=GaLore(rank=4), rank=4).build(named, 0.1)) != ()
 
 
+@pytest.mark.parametrize("inner", ["adamw", "adamw_8bit", {"galore": {"rank": 2}}])
+def test_averages_stay_with_a_parameter_that_goes_on_training(inner: object) -> None:
+    """However deep they lie: what is carried to a fresh optimizer takes the steps of the one that went on."""
+    settings = GaLore(inner=Optim.parse(inner), rank=4, every_steps=100)
+    found = []
+    for changes in (False, True):
+        named = made()
+        optimizer = settings.build(named, 0.1)
+        generator = torch.Generator().manual_seed(1)
+        for step in range(6):
+            if changes and step == 3:
+                kept = [named[1], named[0], named[3]]  # one goes, and the others lie in another order
+                fresh = settings.build(kept, 0.1)
+                settings.carry(optimizer, fresh, {})
+                optimizer = fresh
+            for _, parameter in named:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        found.append({name: parameter for name, parameter in named if name != "narrow"})
+    for name, parameter in found[0].items():
+        assert torch.equal(parameter, found[1][name]), name
+
+
 def test_an_inner_optimizer_without_gradients_is_refused() -> None:
     with pytest.raises(ValidationError, match="inner: 'seeds' takes no gradient, so that none is projected; take an"):
         GaLore(inner=Optim.parse("seeds"))

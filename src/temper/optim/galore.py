@@ -71,6 +71,13 @@ class GaLoreOptimizer(torch.optim.Optimizer):
         basis: Tensor = state["basis"]
         return basis.T @ gradient if _is_wide(parameter) else gradient @ basis.T
 
+    def rename(self, old: Tensor, new: nn.Parameter) -> None:
+        """Give another parameter the inner optimizer's state of one, and where that projects too, its stand-in."""
+        if old in self.inner.state:
+            self.inner.state[new] = self.inner.state.pop(old)
+        if isinstance(self.inner, GaLoreOptimizer) and old in self.inner.stand_ins:
+            self.inner.stand_ins[new] = self.inner.stand_ins.pop(old)  # type: ignore[call-overload]
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "inner": self.inner.state_dict(), "num_steps": self.num_steps}
 
@@ -124,9 +131,8 @@ class GaLore(Optim, name="galore"):
         new.num_steps = old.num_steps
         # A matrix that stays has a new stand-in, which takes on the old one's state.
         for parameter, small in new.stand_ins.items():
-            former = old.stand_ins.get(parameter)
-            if former is not None and former in old.inner.state:
-                old.inner.state[small] = old.inner.state.pop(former)
+            if parameter in old.stand_ins:
+                old.rename(old.stand_ins[parameter], small)
         self.inner.carry(old.inner, new.inner, origins)
 
 
