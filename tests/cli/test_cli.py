@@ -114,6 +114,7 @@ def test_every_public_name_is_there() -> None:
         (["measure", "base", "-s", "{perplexty: {}}"], "suites[0]: 'perplexty' is no suite method; did you mean"),
         (["chat", "lab:tyni"], "error: base: 'lab:tyni' is not a lab base; "),
         (["methods", "lorra"], "error: name: 'lorra' is no method and no axis; did you mean 'lora'?"),
+        (["methods", "lora", "--probe", "--json"], "error: --json: True is not printed by --probe, which writes it"),
         (["methods", "lora", "--to", "x.md"], "error: --to: 'x.md' is written by --probe alone; add --probe"),
         (["methods", "lora+lift", "--probe"], "error: name: 'lora+lift' names nothing but tune on both sides"),
         (["lab", "show", "revers"], "is no skill and no base of the lab; did you mean 'reverse'?"),

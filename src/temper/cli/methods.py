@@ -36,10 +36,14 @@ def methods(
     ] = None,
 ) -> None:
     """List every method with its axis, fields and source paper; or try which of them combine."""
+    from temper.core.errors import SettingError, nearest
+
+    if probe and as_json:
+        reason = "is not printed by --probe, which writes it as a file"
+        raise SettingError("--json", True, reason, "leave it out and read the .json beside the file of --to")
     if probe:
         _probe(name, Path("combinations.md") if to is None else to)
         return
-    from temper.core.errors import SettingError, nearest
     from temper.pipeline.catalogue import catalogue
 
     if to is not None:
