@@ -50,7 +50,7 @@ def lora_config(case: dict[str, Any]) -> Any:
     return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
 
 
-def temper(case: dict[str, Any]) -> Marks:
+def temper(case: dict[str, Any], **more: Any) -> Marks:
     from temper import FitSettings, fit, load_model, open_rows
 
     marks: Marks = []
@@ -64,6 +64,7 @@ def temper(case: dict[str, Any]) -> Marks:
         precision=case["precision"],
         recompute=float(torch.cuda.is_available()),  # as the others do there
         spike=None,
+        **more,
     )
     seen = [0]
 
@@ -73,6 +74,16 @@ def temper(case: dict[str, Any]) -> Marks:
 
     fit(load_model(case["model"], dtype="float32"), open_rows(case["rows"]), settings, on_step=on_step)
     return marks
+
+
+def temper_8bit(case: dict[str, Any]) -> Marks:
+    """Temper with Adam's averages in 8 bits."""
+    return temper(case, optimizer="adamw_8bit")
+
+
+def temper_nf4(case: dict[str, Any]) -> Marks:
+    """Temper with the frozen base in 4 bits."""
+    return temper(case, hold="nf4")
 
 
 def loop(case: dict[str, Any]) -> Marks:
@@ -275,6 +286,8 @@ def product_rate(precision: str) -> float:
 
 CONTENDERS = {
     "temper": temper,
+    "temper 8-bit": temper_8bit,
+    "temper nf4": temper_nf4,
     "loop": loop,
     "trainer": trainer,
     "trl": trl,
