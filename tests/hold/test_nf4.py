@@ -8,6 +8,7 @@ from torch import Tensor
 
 from temper.hold.base import Hold
 from temper.hold.nf4 import NF4, levels
+from temper.models.eight_bits import code, decode
 
 PUBLISHED = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
@@ -48,18 +49,25 @@ def test_every_number_goes_to_the_nearest_level_of_its_block(shape: tuple[int, i
 
 
 def test_double_quantization_is_the_formula() -> None:
-    """Scales of 256 blocks: off their mean, in steps of the farthest one's 127th part."""
+    """Scales of 256 blocks, in 8 bits once their mean is taken off."""
     weight = torch.randn(300, 16, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 2, 300)[:, None]
     scales = weight.abs().amax(1)
     made: dict[int, float] = {}
     for first in (0, 256):
         own = scales[first : first + 256]
-        mean = torch.cat([own, own[-1:].expand(256 - len(own))]).mean()
-        step = float((own - mean).abs().max() / 127)
-        for number, one in enumerate(own.tolist()):
-            made[first + number] = max(0.0, float(mean) + step * round((one - float(mean)) / step))
-    assert max(abs(made[number] - one) for number, one in enumerate(scales.tolist())) > 1e-4
+        own = torch.cat([own, own[-1:].expand(256 - len(own))])
+        rest = decode(*code(own - own.mean(), True, 256), True, 256)
+        made |= {first + number: max(0.0, float(own.mean() + one)) for number, one in enumerate(rest)}
+    apart = torch.tensor([made[number] - one for number, one in enumerate(scales.tolist())]).abs()
+    assert 1e-4 < float(apart.max()) < 0.03
     torch.testing.assert_close(there_and_back(weight, block=16), naive(weight, 16, made), rtol=1e-5, atol=1e-6)
+
+
+def test_ordinary_blocks_beside_a_giant_one_keep_their_scales() -> None:
+    weight = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
+    weight[100] *= 100
+    found = error(weight[:100], there_and_back(weight)[:100])
+    assert found < 1.3 * error(weight[:100], there_and_back(weight, double=False)[:100])
 
 
 def test_a_number_takes_little_more_than_four_bits() -> None:

@@ -31,6 +31,7 @@ from temper.core.methods import load_entry_points
 from temper.core.version import temper_version
 from temper.models.biases import Given, give_biases, lacking_linear, take_biases
 from temper.models.model import Model
+from temper.models.packed import unpack_all
 
 PROVENANCE_FILE = "temper.json"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -141,6 +142,7 @@ class Delta(ABC):
         Raises:
             ModelError: the module lacks a parameter, has it in another shape, or ties two that it changes.
         """
+        unpack_all(module)
         parameters = dict(module.named_parameters(remove_duplicate=False))
         seen: dict[nn.Parameter, str] = {}
         for name in self.names():

@@ -30,6 +30,7 @@ from temper.core.errors import ModelError
 from temper.delta.base import Delta, Provenance, Undo, check_shape
 from temper.models.anatomy import Runs
 from temper.models.model import Model
+from temper.models.packed import unpack_all
 
 FILE = "experts.safetensors"
 
@@ -132,6 +133,7 @@ class ExpertsDelta(Delta, kind="experts"):
         Raises:
             ModelError: a projection that the module lacks or has in another shape.
         """
+        unpack_all(module)
         named = dict(module.named_modules())
         for each in self.placed:
             if each.path not in named:

@@ -66,11 +66,12 @@ class FlopCounter:
     def __init__(self, model: Model, recompute: float = 0.0, num_picked_from: int = 0) -> None:
         named = dict(model.module.named_modules())
         anatomy = model.anatomy
+        trains = {name for name, parameter in model.module.named_parameters() if parameter.requires_grad}
         self.block, self.block_trained = 0, num_picked_from
         for part in anatomy.parts():
             size = part.in_features * part.out_features
             self.block += size
-            self.block_trained += size if named[part.path].weight.requires_grad else 0
+            self.block_trained += size if f"{part.path}.weight" in trains else 0
         head: Tensor = named[anatomy.head].weight
         self.head, self.vocabulary = head.numel(), head.shape[0]
         self.head_trained = self.head if head.requires_grad else 0

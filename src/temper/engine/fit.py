@@ -37,9 +37,9 @@ from temper.engine.precision import best_device, computing_in, hold_in
 from temper.engine.settings import FitSettings, ValidationSettings, default_micro_tokens, dtype_of, learning_rate
 from temper.engine.snapshots import Snapshots
 from temper.engine.trackers.base import Tracking
-from temper.hold.base import unpack_blocks
 from temper.models.load import fingerprint_module
 from temper.models.model import Model
+from temper.models.packed import unpack_all
 from temper.objectives.base import Objective, Target
 from temper.optim.base import Optim
 from temper.retain.base import Retain
@@ -83,7 +83,8 @@ def fit(
 
     Args:
         model: trained in place; `Fitted.tuning` saves, merges or detaches what moved. Where `settings.hold` packed its
-            matrices, it afterwards holds the numbers that it was trained with.
+            matrices they stay packed until they are changed or saved, and are then the rounded numbers beside which it
+            was trained; a second fit begins from these.
         rows: the training data; several sources where they are to be mixed.
         settings: every choice of the stage.
         folder: holds `metrics.jsonl` and the checkpoints from which a killed fit continues; None for a temporary one.
@@ -116,12 +117,12 @@ def fit(
             model.module.to(device)
         reset_peak_memory(device)
         cost: Metrics = {"start_memory_bytes": peak_memory_bytes(device)}
+        unpack_all(model.module)
         if model.is_changed:
             model.folder, model.fingerprint = None, fingerprint_module(model.module, model.tokenizer, model.prompts)
         data = prepare(model, sources, settings, seed, on_bad_rows, open_source)
         attaching = time.monotonic()
         num_parameters = sum(parameter.numel() for parameter in model.module.parameters())
-        held.callback(unpack_blocks, model)
         tuning = attach(model, settings, seed, _calibrated(model, data, settings))
         cost["attach_seconds"] = time.monotonic() - attaching
         model.is_changed = True
@@ -330,21 +331,10 @@ def calibrate(model: Model, calibration: Calibration, batches: Sequence[Batch], 
 
 
 def attach(model: Model, settings: FitSettings, seed: int = 0, calibration: Calibration | None = None) -> Tuning:
-    """Let the numbers move that are to move, and hold the others as the settings say.
-
-    Raises:
-        SettingError: settings that do not fit the model, or one another.
-    """
+    """Let the numbers move that are to move, and hold the others as the settings say."""
     torch.manual_seed(seed)
     tuning, dtype = settings.tune.attach(model, seed, calibration), dtype_of(settings)
     if settings.hold is not None:
-        if not tuning.leaves_base:
-            raise SettingError(
-                "train.hold",
-                settings.hold.method_name,
-                f"packs the base's matrices, into which the tuner {settings.tune.method_name!r} writes what it learns",
-                "leave hold out, or take a tuner that trains beside them, such as lora",
-            )
         settings.hold.pack_blocks(model, dtype)
     tuning.hold_in(dtype)
     return tuning

@@ -89,9 +89,9 @@ def _recipe_for(kept: Tensor) -> Tensor | Recipe:
     whole = kept if kept._base is None else kept._base
     made_by = getattr(whole, MADE_BY, None)
     if made_by is not None:
-        recipe: Recipe | None = Recipe(made_by)
-    else:
-        recipe = None if whole.grad_fn is None else _making(whole, whole.grad_fn)
+        place = kept.shape, kept.stride(), kept.storage_offset()
+        return Recipe(lambda: made_by().as_strided(*place))
+    recipe = None if whole.grad_fn is None else _making(whole, whole.grad_fn)
     if recipe is None or whole is kept:
         return recipe or kept
     view = _view(kept, whole)

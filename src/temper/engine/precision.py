@@ -15,6 +15,7 @@ import torch
 
 from temper.engine.kept import keeping_less
 from temper.models.model import Model
+from temper.models.packed import unpack_all
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -46,6 +47,7 @@ def hold_in(model: Model, dtype: torch.dtype) -> None:
 
     Buffers (the frequencies of rotary positions) keep their own precision.
     """
+    unpack_all(model.module)
     for parameter in model.module.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)

@@ -121,6 +121,13 @@ class FitSettings(Settings):
         if self.tune.needs_gradient and not self.optimizer.needs_gradient:
             reason = f"has no backward pass, and the tuner {self.tune.method_name!r} looks at gradients"
             raise SettingError("optimizer", self.optimizer.method_name, reason, "take one that has, such as adamw")
+        if self.hold is not None and not self.tune.leaves_base:
+            reason = f"packs the base's matrices, into which the tuner {self.tune.method_name!r} writes what it learns"
+            fix = "leave hold out, or take a tuner that trains beside them, such as lora"
+            raise SettingError("hold", self.hold.method_name, reason, fix)
+        if self.snapshots and self.hold is not None:
+            reason = "keeps states to be looked at beside the base's own numbers, and hold trains beside rounded ones"
+            raise SettingError("snapshots", self.snapshots, reason, "leave one of the two out")
         if self.snapshots and self.validation is not None:
             reason = "keeps the way to the last step, and validation returns to the best one"
             raise SettingError("snapshots", self.snapshots, reason, "leave one of the two out")

@@ -1,30 +1,42 @@
 """In what form is what rests held: the axis of frozen bases.
 
 A training whose tuner leaves the base's matrices alone reads them and no more, so they can be held in fewer bits than
-they are computed in. They are packed when the tuner has been attached and are numbers again after the training.
+they are computed in. They are packed when the tuner has been attached.
+
+What trains learns beside the rounded numbers, and so does validation see them. What is saved is the change, which is
+put on the base's own numbers.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from temper.core.methods import Method
 from temper.models.model import Model
-from temper.models.packed import pack, unpack_all
+from temper.models.packed import pack
 
-SLICE_VALUES = 2**20
-"""numbers that a CPU makes at once: 4 MiB in float32, which stay in its cache"""
+AT_ONCE = {"cpu": 2**20}
+"""numbers that are made at once: on a CPU 4 MiB in float32, which stay in its cache"""
+AT_ONCE_ELSEWHERE = 2**25
 
 
 class Hold(Method, axis="hold", packages=("temper.hold",)):
     """In what form is what rests held?
 
-    It concerns the matrices of the blocks; embeddings, head, norms and biases are held as numbers.
+    It concerns the matrices of the blocks of the model that trains. Embeddings, head, norms and biases are held as
+    numbers, and so are other models that are asked. The base is loaded whole before it is packed.
     """
+
+    requires: ClassVar[str] = "a tuner that trains beside the base's matrices, such as lora"
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        return (*super().needs(), cls.requires)
 
     @abstractmethod
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
@@ -41,9 +53,9 @@ class Hold(Method, axis="hold", packages=("temper.hold",)):
             pack(module, self.pack(module.weight.detach()), self.unpack, dtype)
 
 
-def unpack_blocks(model: Model) -> None:
-    """Let a model hold numbers again: those that it was computed with."""
-    unpack_all(list(model.module.modules()))
+def at_once(device: torch.device, width: int) -> int:
+    """Return how many rows of so many numbers are to be made at once."""
+    return max(1, AT_ONCE.get(device.type, AT_ONCE_ELSEWHERE) // width)
 
 
 def scaled(codes: Tensor, scales: Tensor, pairs: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -59,14 +71,13 @@ def scaled(codes: Tensor, scales: Tensor, pairs: Tensor | None, shape: torch.Siz
     table = None if pairs is None else pairs.contiguous().view(torch.int64).flatten()
     width *= 1 if table is None else 2
     matrix = torch.empty(shape, dtype=dtype, device=codes.device)
-    flat = matrix.view(-1)
-    at_once = rows if codes.device.type != "cpu" else max(1, SLICE_VALUES // width)
-    for start in range(0, rows, at_once):
-        part = slice(start, start + at_once)
+    flat, step = matrix.view(-1), at_once(codes.device, width)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
         if table is None:
             numbers = codes[part].float()
         else:
             numbers = table.index_select(0, codes[part].flatten().int()).view(torch.float32).view(-1, width)
-        into = flat[start * width : (start + at_once) * width]
+        into = flat[start * width : (start + step) * width]
         into.copy_(numbers.mul_(scales[part, None]).flatten()[: len(into)])
     return matrix

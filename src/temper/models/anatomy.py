@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from temper.core.errors import ModelError
 from temper.models.families import LAYOUTS, FamilyLayout, PartName
+from temper.models.packed import unpack_all
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -124,6 +125,7 @@ def add_to_part(module: nn.Module, part: Part, delta: Tensor) -> None:
     """
     assert delta.shape == (part.out_features, part.in_features), f"{tuple(delta.shape)} for {part}"
     start = 0
+    unpack_all(module.get_submodule(part.path))
     for piece in part_slices(module, part):
         piece += delta[start : start + piece.shape[0]].to(piece.device)
         start += piece.shape[0]

@@ -50,6 +50,7 @@ from temper.models.fingerprint import (
 )
 from temper.models.model import Model
 from temper.models.norms import cast_once, replace_norms
+from temper.models.packed import unpack_all
 from temper.models.prompt import all_prompts
 from temper.models.rotary import replace_attention
 from temper.models.tokenizer import load_tokenizer
@@ -169,6 +170,7 @@ def save_model(model: Model, folder: Path) -> None:
             "save the models that it is made of"
         )
     check_saveable(model.module)
+    unpack_all(model.module)
     with _no_progress_bar():
         model.module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)

@@ -1,16 +1,21 @@
 """A frozen matrix that is held in another form than numbers, and made again each time that it is read.
 
-The module stays what it is. Its `weight` gives the numbers, fresh at each reading, and cannot be assigned to; what is
-written into a reading is lost, so nothing may write while matrices are packed. A reading tells how it was made, so that
-who keeps tensors for a backward pass need not keep it.
+The module stays what it is. Its `weight` gives the numbers, fresh at each reading, and cannot be assigned to. A reading
+tells how it was made, so that who keeps tensors for a backward pass need not keep it.
+
+What is written into a reading is lost: who changes, saves or names a model's numbers calls `unpack_all` first. A module
+that is packed can be copied, and not be pickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 MADE_BY = "temper_made_by"
 """the attribute in which a tensor tells how it can be made again: a function without arguments"""
@@ -50,6 +55,11 @@ class _Reads:
         held: Packed = getattr(self, HOLDER)
         return held.read()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(f"the weight of this {type(self).__name__} is held packed; call unpack_all first")
+        super().__setattr__(name, value)
+
 
 _READING: dict[type[nn.Module], type[nn.Module]] = {}
 """by a module's own class, the one whose weight is read"""
@@ -58,19 +68,26 @@ _READING: dict[type[nn.Module], type[nn.Module]] = {}
 def pack(module: nn.Module, tensors: Mapping[str, Tensor], unpack: Unpack, dtype: torch.dtype) -> None:
     """Let a module hold its frozen weight packed, as the given tensors; its numbers are read in a type."""
     holder = Packed(tensors, unpack, module.get_parameter("weight").shape, dtype)
-    del module.weight
+    module._parameters["weight"] = None  # which keeps its place among the parameters
     module.add_module(HOLDER, holder)
     kind = type(module)
     if kind not in _READING:
-        _READING[kind] = type(kind.__name__, (_Reads, kind), {"__module__": kind.__module__})
+        _READING[kind] = type(f"Packed{kind.__name__}", (_Reads, kind), {})
     module.__class__ = _READING[kind]
 
 
-def unpack_all(modules: Iterable[nn.Module]) -> None:
-    """Let modules that hold a packed weight hold its numbers again, frozen: those that were last read."""
-    for module in modules:
-        if isinstance(module, _Reads):
-            weight = module.weight
-            module.__class__ = type(module).__bases__[1]
-            delattr(module, HOLDER)
-            module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+def unpack_all(module: nn.Module) -> None:
+    """Let a module and all inside hold numbers where a weight is held packed, frozen: those that were last read."""
+    for inside in list(module.modules()):
+        if isinstance(inside, _Reads):
+            weight = inside.weight
+            inside.__class__ = type(inside).__bases__[1]
+            delattr(inside, HOLDER)
+            inside._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+
+
+@cache
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a table of numbers, made once for each device; real where others are tensors without content."""
+    with _disable_current_modes():
+        return torch.tensor(values, dtype=dtype, device=device)

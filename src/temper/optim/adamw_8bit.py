@@ -7,66 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from temper.models.eight_bits import code, decode, zero
 from temper.optim.base import Optim, decay_groups, rearranged
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-EXPONENTS = 7
 AT_ONCE = {"cpu": 2**18}
 """numbers that are stepped at once: on a CPU, what stays in its cache"""
 AT_ONCE_ELSEWHERE = 2**24
 AVERAGES = {"exp_avg": True, "exp_avg_sq": False}
 """the averages by name, and whether they have a sign"""
-
-
-@cache
-def levels(is_signed: bool) -> tuple[float, ...]:
-    """Return the numbers of [-1, 1], or of (0, 1], that 8 bits stand for, rising, 0 among them.
-
-    Seven ranges of a factor of ten each, with twice as many numbers in each as in the one below it.
-    """
-    found = [0.0, 1.0]
-    for exponent in range(EXPONENTS):
-        count = 2 ** (exponent if is_signed else exponent + 1)
-        for place in range(count):
-            between = 0.1 + 0.9 * (place + 0.5) / count
-            found += [sign * between * 10.0 ** (exponent - EXPONENTS + 1) for sign in ((1, -1) if is_signed else (1,))]
-    return tuple(sorted(found))
-
-
-@cache
-def _tables(is_signed: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the level of each code, and the code of each number in bf16 by its bits."""
-    level = torch.tensor(levels(is_signed))
-    bits = torch.arange(2**16, dtype=torch.int32)
-    numbers = bits.to(torch.int16).view(torch.bfloat16).float().nan_to_num(0.0)
-    codes = torch.bucketize(numbers, (level[1:] + level[:-1]) / 2)
-    if not is_signed:  # what is not 0 stays above it: an update is divided by its root
-        codes = torch.where(numbers > 0, codes.clamp(min=1), 0)
-    return level.to(device), codes.to(torch.uint8).to(device)
-
-
-def pack(numbers_N: Tensor, is_signed: bool, block: int) -> tuple[Tensor, Tensor]:
-    """Return the codes of numbers, (N,) uint8, and the largest of each block of them, (B,) float32."""
-    blocks_BK = F.pad(numbers_N, (0, -len(numbers_N) % block)).view(-1, block)
-    scale_B = blocks_BK.abs().amax(1)
-    within = blocks_BK / scale_B.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-    bits = within.bfloat16().flatten().view(torch.int16).int().bitwise_and_(0xFFFF)
-    return _tables(is_signed, numbers_N.device)[1].index_select(0, bits)[: len(numbers_N)], scale_B
-
-
-def unpack(codes_N: Tensor, scale_B: Tensor, is_signed: bool, block: int) -> Tensor:
-    """Return the numbers that codes stand for, (N,) float32."""
-    level = _tables(is_signed, codes_N.device)[0]
-    padded = F.pad(codes_N, (0, -len(codes_N) % block))
-    return level.index_select(0, padded.int()).view(-1, block).mul_(scale_B[:, None]).flatten()[: len(codes_N)]
+SCALE = "_scale"
+"""what follows the name of an average in that of its blocks' scales"""
 
 
 class AdamW8bitOptimizer(torch.optim.Optimizer):
@@ -83,20 +40,21 @@ class AdamW8bitOptimizer(torch.optim.Optimizer):
             if parameter.numel() < self.settings.least:
                 state[name] = torch.zeros_like(parameter)
             else:
-                # Zero has a code of its own, in the middle where there are signs.
-                self.write(state, name, parameter.new_zeros(parameter.numel(), dtype=torch.float32))
+                count, empty = parameter.numel(), zero(AVERAGES[name])
+                state[name] = torch.full((count,), empty, dtype=torch.uint8, device=parameter.device)
+                state[f"{name}{SCALE}"] = torch.zeros(-(-count // self.settings.block), device=parameter.device)
         self.state[parameter] = state
 
     def read(self, state: Mapping[str, Any], name: str) -> Tensor:
         """Return an average's numbers, (N,)."""
-        if f"{name}_scale" not in state:
+        if not _is_coded(state):
             flat: Tensor = state[name].flatten()
             return flat
-        return unpack(state[name], state[f"{name}_scale"], AVERAGES[name], self.settings.block)
+        return decode(state[name], state[f"{name}{SCALE}"], AVERAGES[name], self.settings.block)
 
     def write(self, state: dict[str, Any], name: str, numbers_N: Tensor) -> None:
         """Hold an average's numbers in 8 bits."""
-        state[name], state[f"{name}_scale"] = pack(numbers_N, AVERAGES[name], self.settings.block)
+        state[name], state[f"{name}{SCALE}"] = code(numbers_N, AVERAGES[name], self.settings.block)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -109,30 +67,50 @@ class AdamW8bitOptimizer(torch.optim.Optimizer):
                 state = self.state[parameter]
                 state["step"] += 1
                 own = _Step(self.settings, group["lr"], group["weight_decay"], int(state["step"]))
-                if f"{next(iter(AVERAGES))}_scale" in state:
+                if _is_coded(state):
                     self._step_in_parts(parameter, state, own)
                 else:
                     own.take(parameter, parameter.grad, *(state[name] for name in AVERAGES))
 
     def _step_in_parts(self, parameter: nn.Parameter, state: dict[str, Any], own: _Step) -> None:
         block = self.settings.block
-        flat_N, grad_N = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
+        assert parameter.grad is not None
+        flat_N, grad_N = parameter.reshape(-1), parameter.grad.reshape(-1)
         for part, blocks in _parts(len(flat_N), block, AT_ONCE.get(parameter.device.type, AT_ONCE_ELSEWHERE)):
             averages = [
-                unpack(state[name][part], state[f"{name}_scale"][blocks], is_signed, block)
+                decode(state[name][part], state[f"{name}{SCALE}"][blocks], is_signed, block)
                 for name, is_signed in AVERAGES.items()
             ]
             own.take(flat_N[part], grad_N[part], *averages)
             for (name, is_signed), average in zip(AVERAGES.items(), averages, strict=True):
-                state[name][part], state[f"{name}_scale"][blocks] = pack(average, is_signed, block)
+                state[name][part], state[f"{name}{SCALE}"][blocks] = code(average, is_signed, block)
+        if not parameter.is_contiguous():  # what was stepped is a copy, in the order of rows
+            parameter.copy_(flat_N.view_as(parameter))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        # PyTorch brings all of a state to the parameter's type; the codes are whole numbers in it.
-        for state in self.state.values():
-            for name in AVERAGES:
-                if f"{name}_scale" in state:
-                    state[name] = state[name].to(torch.uint8)
+        # PyTorch brings all of a state to the parameter's type, which would be four times the codes' memory.
+        bare = {
+            key: {name: value for name, value in own.items() if not _is_codes(value)}
+            for key, own in _states(state_dict)
+        }
+        super().load_state_dict({**state_dict, "state": bare})
+        numbered = [parameter for group in self.param_groups for parameter in group["params"]]
+        for key, own in _states(state_dict):
+            codes = {name: value.to(numbered[key].device) for name, value in own.items() if _is_codes(value)}
+            self.state[numbered[key]].update(codes)
+
+
+def _states(state_dict: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """Return the number and the state of each parameter of a saved optimizer."""
+    return list(state_dict["state"].items())
+
+
+def _is_codes(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.uint8
+
+
+def _is_coded(state: Mapping[str, Any]) -> bool:
+    return any(name.endswith(SCALE) for name in state)
 
 
 class _Step:
@@ -169,7 +147,8 @@ class AdamW8bit(Optim, name="adamw_8bit"):
     Paper: 8-bit Optimizers via Block-wise Quantization, arXiv:2110.02861.
     Symbols: B is `block`. Deviation: blocks of 256, as the paper's own code has them today, and not of 2,048; a v that
     is not 0 is never coded as 0, which would divide its step by eps alone; a number is rounded to bf16 before its code
-    is looked up; embeddings have no norm of their own. Vectors do not decay, as is usual for transformers.
+    is looked up; embeddings are coded like all else, where the paper holds theirs in 32 bits and gives them a norm.
+    Vectors do not decay, as is usual for transformers.
     """
 
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="b1 and b2, the averages' decay rates")
@@ -194,7 +173,7 @@ class AdamW8bit(Optim, name="adamw_8bit"):
         super().carry(old, new, origins)
         for parameter, state in new.state.items():
             origin = origins.get(parameter)
-            if origin is None or "exp_avg_scale" not in state:
+            if origin is None or not _is_coded(state):
                 continue
             # Its numbers lie in other places now, which codes of blocks cannot follow.
             for name in AVERAGES:

@@ -33,10 +33,6 @@ class Tuning(Live, ABC):
     """The numbers of a parameter come to stand for other places of the model while it trains. What remembers numbers by
     their places (an importance of each, a past that is taken anew) cannot be used with it."""
 
-    leaves_base: ClassVar[bool] = False
-    """It reads the model's own matrices and writes none of them while it trains, nor into what it saves: they may be
-    held packed meanwhile."""
-
     @abstractmethod
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trainable numbers by a name that is stable across runs; all are float32 (master) weights."""
@@ -117,7 +113,8 @@ class Tuning(Live, ABC):
 
     @abstractmethod
     def detach(self) -> None:
-        """Take the tuner off. Where it left the base's weights alone, the base is back bit for bit."""
+        """Take the tuner off. Where it left the base's weights alone, the base is back bit for bit; where they were
+        held packed, it goes on with the numbers that it was trained with."""
 
 
 class Tune(Method, axis="tune", packages=("temper.tune",)):
@@ -132,6 +129,9 @@ class Tune(Method, axis="tune", packages=("temper.tune",)):
     """What trains are parameters of `model.module` and nothing else, looked up there each time `parameters` is asked,
     so that they may be divided among processes (DTensor). Where it is false, each process holds everything."""
 
+    leaves_base: ClassVar[bool] = False
+    """It reads the matrices of the model's blocks and writes none of them while it trains, nor into what it saves: they
+    may be held packed meanwhile."""
     needs_gradient: ClassVar[bool] = False
     """It looks at the gradients of training itself, which an optimizer without a backward pass does not make."""
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,6 @@ class MatrixUpdate(Update):
 
 class BesideTuning(Tuning):
     """Updates at work on one model."""
-
-    leaves_base: ClassVar[bool] = True
 
     def __init__(self, model: Model, updates: Sequence[Update], method: dict[str, Any]) -> None:
         model.module.requires_grad_(False)

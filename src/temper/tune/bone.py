@@ -107,6 +107,7 @@ class Bone(Tune, name="bone"):
     """
 
     default_lr: ClassVar[float] = 2e-4
+    leaves_base: ClassVar[bool] = True
 
     block: PositiveInt = Field(16, description="r, side of a block in numbers; where guided, a divisor of both sides")
     form: Literal["row", "guided"] = Field("row", description="row: W + b; guided: W + W b + b")

@@ -26,8 +26,6 @@ from temper.tune.heads import Heads
 class LoFiTTuning(Tuning):
     """Scalings or offsets at work on one model."""
 
-    leaves_base: ClassVar[bool] = True
-
     moves_numbers: ClassVar[bool] = True
 
     def __init__(self, model: Model, settings: LoFiT) -> None:
@@ -142,6 +140,7 @@ class LoFiT(Tune, name="lofit"):
     """
 
     default_lr: ClassVar[float] = 5e-3
+    leaves_base: ClassVar[bool] = True
 
     share: float = Field(0.03, gt=0, le=1, description="K over the number of heads: the share that gets offsets")
     search: float = Field(0.5, gt=0, lt=1, description="share of the stage in which the heads are found")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +69,6 @@ class Adapter:
 
 class LoRATuning(Tuning):
     """Adapters at work on one model."""
-
-    leaves_base: ClassVar[bool] = True
 
     def __init__(self, model: Model, adapters: list[Adapter], dropout: float, method: dict[str, Any]) -> None:
         self.model, self.adapters, self.dropout, self.method = model, adapters, dropout, method
@@ -159,7 +157,7 @@ def _adapter(model: Model, wanted: Wanted, start: Start) -> Adapter:
 
 
 def _out_features(module: nn.Module, part: Part) -> int:
-    weight: Tensor = module.get_parameter("weight")
+    weight: Tensor = module.weight  # type: ignore[assignment]
     return weight.shape[1 if part.is_transposed else 0]
 
 

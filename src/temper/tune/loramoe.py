@@ -96,6 +96,7 @@ class LoRAMoE(Tune, name="loramoe"):
     """
 
     default_lr: ClassVar[float] = 2e-4
+    leaves_base: ClassVar[bool] = True
 
     num_experts: int = Field(6, ge=2, multiple_of=2, description="N, experts beside each projection; an even number")
     rank: PositiveInt = Field(4, description="r, the rank of each expert")

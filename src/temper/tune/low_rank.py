@@ -21,6 +21,7 @@ class LowRankTune(Tune):
     """The settings that they share."""
 
     default_lr: ClassVar[float] = 2e-4
+    leaves_base: ClassVar[bool] = True
 
     rank: PositiveInt = Field(8, description="r, the rank of each update")
     alpha: float | None = Field(None, gt=0, description="numerator of the scaling; 2 x rank where it is not given")

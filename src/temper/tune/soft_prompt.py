@@ -26,8 +26,6 @@ from temper.tune.base import Tune, Tuning
 class SoftPromptTuning(Tuning):
     """A prompt at work on one model, behind the prompts that it has."""
 
-    leaves_base: ClassVar[bool] = True
-
     def __init__(self, model: Model, start_PD: Tensor, provenance: Provenance) -> None:
         model.module.requires_grad_(False)
         self.model, self.provenance, self.before = model, provenance, model.prompts
@@ -64,6 +62,7 @@ class SoftPrompt(Tune, name="soft_prompt"):
     """
 
     default_lr: ClassVar[float] = 3e-2
+    leaves_base: ClassVar[bool] = True
     starts_at_base: ClassVar[bool] = False
 
     length: PositiveInt = Field(20, description="p, vectors of the prompt; each takes a position of every document")

@@ -37,7 +37,7 @@ def measure(bench: Bench) -> dict[str, float]:
 
 
 STUDY = Study(
-    claim="LoRA beside a base that is held in 4-bit NormalFloat learns what it learns beside one in 16 bits; evenly "
+    claim="LoRA beside a base in 4-bit NormalFloat learns what it learns beside one in full precision; evenly "
     "spaced levels do worse, and holding the scales in 8 bits costs nothing (arXiv:2305.14314).",
     unit=f"held-out loss of {SKILL} in nats per token after {STEPS} steps, less is better",
     measure=measure,

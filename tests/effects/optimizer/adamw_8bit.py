@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-import torch
-
 from effects.bench import Bench
 from effects.study import Contrast, Study
-from temper.optim import adamw_8bit
+from temper.models import eight_bits
 
 SKILL, STEPS, LR = "sort_descending", 60, 1e-3
 
 
 def evenly(is_signed: bool) -> tuple[float, ...]:
-    return tuple(torch.linspace(-1.0 if is_signed else 0.0, 1, 256).tolist())
+    return tuple(place / 127 for place in range(-127, 128)) if is_signed else tuple(place / 255 for place in range(256))
 
 
 def measure(bench: Bench) -> dict[str, float]:
@@ -24,11 +22,9 @@ def measure(bench: Bench) -> dict[str, float]:
 
     found = {"adamw": learnt("adamw"), "adamw_8bit": learnt("adamw_8bit")}
     found["a scale for each tensor"] = learnt({"adamw_8bit": {"block": 2**24}})
-    adamw_8bit._tables.cache_clear()
-    with patch.object(adamw_8bit, "levels", evenly):
+    with patch.object(eight_bits, "levels", evenly):
         found["even levels"] = learnt("adamw_8bit")
         found["even levels, a scale for each tensor"] = learnt({"adamw_8bit": {"block": 2**24}})
-    adamw_8bit._tables.cache_clear()
     return found
 
 
