@@ -218,11 +218,6 @@ def test_a_tuner_that_writes_into_the_base_is_refused(tune: str) -> None:
         settings(tune=tune, hold="nf4")
 
 
-def test_snapshots_are_refused() -> None:
-    with pytest.raises(ValidationError, match=r"snapshots: 2 keeps .* rounded"):
-        settings(snapshots=2, hold="nf4")
-
-
 def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     class Stopped(Exception):
         pass

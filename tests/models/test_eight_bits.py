@@ -59,3 +59,9 @@ def test_zero_has_a_code_of_its_own() -> None:
     for is_signed in (True, False):
         codes, scales = code(torch.zeros(5), is_signed, 4)
         assert codes.tolist() == [zero(is_signed)] * 5 and not decode(codes, scales, is_signed, 4).any()
+
+
+def test_a_block_larger_than_all_numbers_is_no_larger_than_they_are() -> None:
+    numbers = torch.randn(77)
+    found = [decode(*code(numbers, True, block), True, block) for block in (77, 2**40)]
+    assert torch.equal(*found)

@@ -15,6 +15,7 @@ from temper.core.errors import SettingError
 from temper.data.encode import Encoder
 from temper.data.rows import Rows
 from temper.data.source import Source
+from temper.hold.base import Hold
 from temper.select.base import Selection
 from temper.select.less import Less
 from temper.signals.gradients import Projection
@@ -41,6 +42,11 @@ def gradients(snapshot: Snapshot, rows: Rows) -> tuple[list[torch.Tensor], dict[
     """Each row's gradient by transformers' own forward pass, and the moments laid out in the same way."""
     model = tiny("llama")
     tuning = Tune.parse(snapshot.tune).attach(model, snapshot.seed)
+    if snapshot.hold is not None:
+        method = Hold.parse(snapshot.hold)
+        for part in model.anatomy.parts():
+            weight = model.module.get_submodule(part.path).weight
+            weight.data = method.unpack(method.pack(weight.detach()), weight.shape, torch.float32)
     parameters = dict(tuning.parameters())
     for name, parameter in parameters.items():
         parameter.data.copy_(snapshot.trained()[name])
@@ -78,8 +84,10 @@ def formula(folder: Path) -> np.ndarray:
     return influence
 
 
-def test_the_scores_are_the_authors_formula(tmp_path: Path) -> None:
-    folder = warm_up(tmp_path)
+@pytest.mark.parametrize("hold", [None, "nf4"])
+def test_the_scores_are_the_authors_formula(tmp_path: Path, hold: str | None) -> None:
+    """Beside a base that was held packed, too: of the numbers that the warm-up was trained with."""
+    folder = warm_up(tmp_path, hold=hold)
     expected = formula(folder)
     selection = select(tmp_path, folder, keep=0.5)
     parts = selection.parts or {}

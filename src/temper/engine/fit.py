@@ -369,7 +369,9 @@ def assemble(
     if settings.snapshots:
         if placement.world.size > 1:
             raise SettingError("train.snapshots", settings.snapshots, "is for one process", "train this stage on one")
-        snapshots = Snapshots(settings.snapshots, folder, {"tune": settings.tune.written(), "seed": seed})
+        hold = None if settings.hold is None else settings.hold.written()
+        facts = {"tune": settings.tune.written(), "seed": seed, "hold": hold}
+        snapshots = Snapshots(settings.snapshots, folder, facts)
         snapshots.watch(lambda: (loop.trained, loop.optimizer))
         further.append(snapshots)
     loop = Loop(

@@ -125,9 +125,6 @@ class FitSettings(Settings):
             reason = f"packs the base's matrices, into which the tuner {self.tune.method_name!r} writes what it learns"
             fix = "leave hold out, or take a tuner that trains beside them, such as lora"
             raise SettingError("hold", self.hold.method_name, reason, fix)
-        if self.snapshots and self.hold is not None:
-            reason = "keeps states to be looked at beside the base's own numbers, and hold trains beside rounded ones"
-            raise SettingError("snapshots", self.snapshots, reason, "leave one of the two out")
         if self.snapshots and self.validation is not None:
             reason = "keeps the way to the last step, and validation returns to the best one"
             raise SettingError("snapshots", self.snapshots, reason, "leave one of the two out")

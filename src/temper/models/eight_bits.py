@@ -60,6 +60,7 @@ def code(numbers_N: Tensor, is_signed: bool, block: int) -> tuple[Tensor, Tensor
         is_signed: false where none is below 0: a number above 0 is then never coded as 0.
         block: K.
     """
+    block = min(block, len(numbers_N))
     blocks_BK = F.pad(numbers_N, (0, -len(numbers_N) % block)).view(-1, block)
     scale_B = blocks_BK.abs().amax(1)
     within = blocks_BK / scale_B.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
@@ -70,6 +71,7 @@ def code(numbers_N: Tensor, is_signed: bool, block: int) -> tuple[Tensor, Tensor
 
 def decode(codes_N: Tensor, scale_B: Tensor, is_signed: bool, block: int) -> Tensor:
     """Return the numbers that codes stand for, (N,) float32."""
+    block = min(block, len(codes_N))
     padded = F.pad(codes_N, (0, -len(codes_N) % block)).int()
     level = constant(levels(is_signed), codes_N.device)
     return level.index_select(0, padded).view(-1, block).mul_(scale_B[:, None]).flatten()[: len(codes_N)]

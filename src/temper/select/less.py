@@ -19,6 +19,7 @@ from temper.core.errors import SettingError
 from temper.data.example import Format
 from temper.data.rows import Rows
 from temper.data.source import Source
+from temper.hold.base import Hold
 from temper.models.model import Model
 from temper.select.base import Pool, Selection, Selector, best
 from temper.signals.gradients import Projection, Transform, projected_gradients
@@ -124,6 +125,8 @@ class _Features:
             fix = "warm up from a start that needs no rows, such as lora's own"
             raise SettingError("select.method.less.trajectory", self.stage, reason, fix)
         tuning = tune.attach(self.model, self.snapshot.seed)
+        if self.snapshot.hold is not None:
+            Hold.parse(self.snapshot.hold).pack_blocks(self.model, torch.float32)
         tuning.hold_in(torch.float32)
         named = self.parameters = dict(tuning.parameters())
         values = self.snapshot.trained()

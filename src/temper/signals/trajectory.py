@@ -35,6 +35,8 @@ class Snapshot:
     tune: dict[str, Any]
     """the tuner, as it is written in a recipe"""
     seed: int
+    hold: dict[str, Any] | None
+    """in what form the frozen base was held, as it is written in a recipe"""
     groups: tuple[dict[str, Any], ...]
     """the optimizer's groups: `names` of their parameters, and plain settings such as `betas` and `eps`"""
 
@@ -42,7 +44,8 @@ class Snapshot:
     def read(cls, folder: Path) -> Snapshot:
         """Read what `write` wrote."""
         facts: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        return cls(folder, facts["step"], facts["lr"], facts["tune"], facts["seed"], tuple(facts["groups"]))
+        groups = tuple(facts["groups"])
+        return cls(folder, facts["step"], facts["lr"], facts["tune"], facts["seed"], facts["hold"], groups)
 
     def fingerprint(self) -> str:
         """Name it by content."""
@@ -70,7 +73,7 @@ def write_snapshot(
     """Write a snapshot.
 
     Args:
-        facts: `step`, `lr`, `tune` and `seed`.
+        facts: `step`, `lr`, `tune`, `seed` and `hold`.
     """
     named = list(parameters)
     names = {id(parameter): name for name, parameter in named}

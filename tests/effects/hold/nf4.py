@@ -49,6 +49,9 @@ STUDY = Study(
         Contrast("what it learnt needs the rounded base", "nf4, on the base's own numbers", "nf4", "none"),
         Contrast("in 8 bits it learns less than in 32", "int8", "float32", "none"),
     ),
-    finding="",
+    finding="Beside 4 bits LoRA learns as much as beside 32, to 0.04 nats, and as much with scales in 8 bits as in 32. "
+    "Evenly spaced levels do worse in every seed. One scale for a whole matrix does not: these matrices are "
+    "small and evenly spread. What was learnt beside rounded numbers fits them a little better than the base's own, by "
+    "0.006 nats in the mean and in every seed, so that this control fails.",
     also=("hold/int8",),
 )
