@@ -66,7 +66,7 @@ def draw(found: dict[str, list[dict[str, float]]], file: Path) -> None:
             axis = axes[row][column]
             axis.plot([one["size"] for one in points], [one[key] for one in points], marker="o")
             axis.set_xscale("log", base=2 if kind != "model" else 10)
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.08 * max(one[key] for one in points))
             axis.set_xlabel({"model": "parameters", "batch": "rows of an update"}.get(kind, kind + ", tokens"))
             axis.set_ylabel(label if column == 0 else "")
             axis.grid(alpha=0.3)

@@ -18,6 +18,7 @@ from effects.bench import BASES
 from effects.running import kept, make_base, run, studies, words, write, write_page
 from effects.study import SEEDS
 from temper.lab.bases import default_cache
+from temper.pipeline.worker import end_with_parent
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
         sys.exit(f"{', '.join(unknown)}: no such study; there are {', '.join(known)}")
     began = time.monotonic()
     names, failed = chosen.names or known, []
-    with ProcessPoolExecutor(chosen.jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(chosen.jobs, get_context("spawn"), initializer=end_with_parent) as pool:
         # Made before two studies would make them side by side.
         list(pool.map(make_base, *zip(*itertools.product(BASES, range(chosen.seeds)), strict=True)))
         running = {pool.submit(run, name, chosen.seeds, default_cache()): name for name in names}

@@ -39,11 +39,12 @@ EVERYTHING = {
     "clip": 0.5,
     "spike": 8.0,
     "precision": "bf16",
+    "hold": "nf4",
     "checkpoint_steps": 3,
     "validation": {"share": 0.2, "every_steps": 2, "patience": 50},
     "track": ["tensorboard"],
 }
-FULL = {**EVERYTHING, "tune": {"full": {"freeze": ["*.ln_1.*"]}}, "lr": 1e-3}
+FULL = {**EVERYTHING, "tune": {"full": {"freeze": ["*.ln_1.*"]}}, "lr": 1e-3, "hold": None}
 
 
 def rows(letter: str, count: int) -> Rows:

@@ -42,7 +42,8 @@ def test_costs_are_those_of_the_way_and_values_those_of_its_end(tmp_path: Path) 
         chosen={"kind": "select", "record": {"cost": {"seconds": 1.0}}},
         one={"kind": "train", "record": {**first, "details": {"trainable_parameters": 7}}, "made": 9,
              "suites": {"a": {**SUITE, "value": 0.9}}},
-        two={"kind": "train", "record": {**second, "details": {"trainable_parameters": 5}}, "made": 11,
+        two={"kind": "train", "made": 11,
+             "record": {**second, "warnings": ["said"], "details": {"trainable_parameters": 5}},
              "suites": {"a": {**SUITE, "value": 0.75}, "only here": {**SUITE, "value": 1.0}}},
         checked={"kind": "evaluate", "suites": {"c": {**SUITE, "value": 0.1}}},
     )  # fmt: skip
@@ -52,6 +53,7 @@ def test_costs_are_those_of_the_way_and_values_those_of_its_end(tmp_path: Path) 
     assert (found["tokens"], found["steps"]) == (100, 4)
     assert (found["memory_bytes"], found["peak_memory_bytes"]) == (60, 160)
     assert found["trained"] == 7 and found["delta_bytes"] == 11
+    assert found["warnings"] == ["said"]
 
 
 def test_a_run_without_a_measured_model_is_refused(tmp_path: Path) -> None:

@@ -61,6 +61,19 @@ def test_times_are_said_to_compare_only_where_runs_were_made_alike() -> None:
     )
 
 
+def test_what_some_runs_warned_of_and_others_did_not_is_said_with_their_numbers() -> None:
+    """That galore projected nothing, for instance, and not what a base says in every run."""
+    record = a_record(3)
+    for setting in record["settings"][:3]:
+        setting["runs"] = [{"warnings": ["of the base"]}, {"warnings": ["of the base"]}]
+    for setting in record["settings"][:2]:
+        setting["runs"][1]["warnings"].append("projected nothing")
+    view = View(record)
+    numbers = [str(row.number) for row in view.compared if row.label in ("lora (rank 0)", "lora (rank 1)")]
+    assert view.notes[-1] == f"{' and '.join(numbers)}: projected nothing"
+    assert not any("of the base" in note for note in view.notes)
+
+
 def test_settings_are_ordered_by_gain_and_numbered_alike_everywhere(tmp_path: Path) -> None:
     record = a_record()
     view = View(record)

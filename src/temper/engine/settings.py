@@ -89,7 +89,7 @@ class FitSettings(Settings):
     hold: Hold | None = Field(
         None,
         description="in what form the blocks' matrices are held while others train, where the tuner leaves them alone; "
-        "null: in the precision's own numbers",
+        "the base is loaded whole before; null: in the precision's own numbers",
     )
     checkpoint_steps: PositiveInt = Field(100, description="optimizer steps between checkpoints")
     validation: ValidationSettings | None = Field(None, description="rows held out to pick the best step; null: none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -29,6 +30,12 @@ ALLOCATOR_HINT = (
     "on many machines training is 1.3 to 1.6 times faster when page faults are saved: start the command with "
     "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456, or preload jemalloc"
 )
+WAITING_HINT = (
+    "threads that wait for one another take what others use: training on several is then up to ten times slower; "
+    "start the command with OMP_WAIT_POLICY=PASSIVE (a fifth slower where nothing else runs), or with OMP_NUM_THREADS=1"
+)
+STAT = Path("/proc/stat")
+WATCHED_SECONDS = 0.3
 
 
 class Finding(NamedTuple):
@@ -73,6 +80,7 @@ def examine(folder: Path = Path()) -> list[Finding]:
         *_accelerators(),
         _bf16(),
         _allocator(),
+        *_other_work(),
         *(_extra(extra, module, purpose) for extra, (module, purpose) in EXTRAS.items()),
     ]
 
@@ -107,6 +115,33 @@ def _products_per_second(dtype: torch.dtype, device: torch.device, side: int = 3
         float((matrix @ matrix)[0, 0])
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
+
+
+def _other_work() -> list[Finding]:
+    """Look for a moment at how many cores other processes keep busy (Linux)."""
+    first = _times()
+    if first is None:
+        return []
+    time.sleep(WATCHED_SECONDS)
+    second = _times()
+    assert second is not None
+    busy, every = (two - one for one, two in zip(first, second, strict=True))
+    cores = STAT.read_text(encoding="utf-8").count("\ncpu")
+    used = cores * max(0.0, busy) / every
+    is_free = cores - used > torch.get_num_threads() - 0.5
+    hint = "" if is_free or torch.get_num_threads() == 1 else WAITING_HINT
+    return [Finding("other work", f"{used:.1f} of {cores} cores are busy with it", not hint, hint)]
+
+
+def _times() -> tuple[float, float] | None:
+    """Return the ticks that other processes' work took since the system started, and all ticks."""
+    if not STAT.is_file():
+        return None
+    ticks = [float(one) for one in STAT.read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
+    own = os.times()
+    mine = (own.user + own.system) * os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle - mine, sum(ticks)
 
 
 def _allocator() -> Finding:

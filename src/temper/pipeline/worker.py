@@ -94,7 +94,7 @@ def run_jobs(jobs: Iterable[Job], num_at_once: int, tell: Callable[[Job, int | N
 
 def work(job: Job) -> None:
     """Make a run and leave its outcome; what it says goes to a file in its folder."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     folder = job.runs / job.recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -113,11 +113,16 @@ def work(job: Job) -> None:
     write_json(job.outcome, {"key": job.key, "result": {**numbers(result), "way": job.way}})
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Let this process end when the one that asked for it does."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def wait_and_end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_and_end, daemon=True).start()
 
 
 def numbers(result: Run) -> dict[str, Any]:
@@ -152,6 +157,7 @@ def numbers(result: Run) -> dict[str, Any]:
         "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in trained), default=None),
         "memory_bytes": max((cost["peak_memory_bytes"] - cost["start_memory_bytes"] for cost in trained), default=None),
         "trained": max((own["trainable_parameters"] for own in details if "trainable_parameters" in own), default=None),
+        "warnings": [warning for stage in stages for warning in stage.record.get("warnings", [])],
         "delta_bytes": sum(file.stat().st_size for place in made for file in place.rglob("*") if file.is_file()),
     }
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +71,8 @@ class Row:
     num_runs: int
     means: Mapping[str, Number | None]
     front: frozenset[str]
+    warnings: frozenset[str]
+    """what its runs said"""
 
     @property
     def rate(self) -> str:
@@ -142,7 +144,14 @@ class View:
         others = [label for name in ("gain", "keep") for label in self.role(name).get("others", [])]
         if others:
             notes.append(f"In another unit, and so in no mean: {fmt.words(others)}; see {DATA}.")
-        return notes
+        return [*notes, *self._warnings()]
+
+    def _warnings(self) -> Iterator[str]:
+        """Yield what the runs of some settings said, and those of others did not."""
+        for warning in dict.fromkeys(sorted(one for row in self.compared for one in row.warnings)):
+            said = [str(row.number) for row in self.compared if warning in row.warnings]
+            if len(said) < len(self.compared):
+                yield f"{fmt.words(said)}: {warning}"
 
     def scale(self, role: str) -> tuple[float, str]:
         """Return the factor and the name of a role's unit."""
@@ -224,6 +233,7 @@ def _row(number: int, own: Mapping[str, Any]) -> Row:
         len(own["runs"]),
         means,
         frozenset(own["front"]),
+        frozenset(warning for run in own["runs"] for warning in run.get("warnings", ())),
     )
 
 
