@@ -75,7 +75,7 @@ class AdamW8bitOptimizer(torch.optim.Optimizer):
     def _step_in_parts(self, parameter: nn.Parameter, state: dict[str, Any], own: _Step) -> None:
         block = self.settings.block
         assert parameter.grad is not None
-        flat_N, grad_N = parameter.reshape(-1), parameter.grad.reshape(-1)
+        flat_N, grad_N = parameter.detach().reshape(-1), parameter.grad.reshape(-1)
         for part, blocks in _parts(len(flat_N), block, AT_ONCE.get(parameter.device.type, AT_ONCE_ELSEWHERE)):
             averages = [
                 decode(state[name][part], state[f"{name}{SCALE}"][blocks], is_signed, block)
