@@ -32,11 +32,12 @@ class Hold(Method, axis="hold", packages=("temper.hold",)):
     numbers, and so are other models that are asked. The base is loaded whole before it is packed.
     """
 
-    requires: ClassVar[str] = "a tuner that trains beside the base's matrices, such as lora"
+    bits: ClassVar[float] = 16
+    """that a number takes, about: the planner offers what takes more first"""
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:
-        return (*super().needs(), cls.requires)
+        return (*super().needs(), "a tuner that trains beside the base's matrices, such as lora")
 
     @abstractmethod
     def pack(self, weight: Tensor) -> dict[str, Tensor]:

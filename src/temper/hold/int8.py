@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Int8(Hold, name="int8"):
     activations need no treatment of their own. A row is an output, but for families that store their matrices
     transposed (GPT-2), where it is an input.
     """
+
+    bits: ClassVar[float] = 8
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)

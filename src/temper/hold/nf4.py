@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from itertools import product
 from statistics import NormalDist
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -49,6 +50,8 @@ class NF4(Hold, name="nf4"):
     Symbols: K is `block`. Deviation: embeddings and head are held as numbers, and there are no paged optimizers; each
     group of 256 has a mean of its own, where the paper's code has one for a matrix.
     """
+
+    bits: ClassVar[float] = 4
 
     block: int = Field(64, ge=16, multiple_of=2, description="K, numbers that share a scale")
     double: bool = Field(True, description="hold the scales in 8 bits as well; false: in 32")

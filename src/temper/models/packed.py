@@ -87,7 +87,7 @@ def unpack_all(module: nn.Module) -> None:
 
 
 @cache
-def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a table of numbers, made once for each device; real where others are tensors without content."""
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return a float32 table, made once for each device; real where others are tensors without content."""
     with _disable_current_modes():
-        return torch.tensor(values, dtype=dtype, device=device)
+        return torch.tensor(values, dtype=torch.float32, device=device)

@@ -46,10 +46,7 @@ class AdamW8bitOptimizer(torch.optim.Optimizer):
         self.state[parameter] = state
 
     def read(self, state: Mapping[str, Any], name: str) -> Tensor:
-        """Return an average's numbers, (N,)."""
-        if not _is_coded(state):
-            flat: Tensor = state[name].flatten()
-            return flat
+        """Return the numbers of an average that is held in 8 bits, (N,)."""
         return decode(state[name], state[f"{name}{SCALE}"], AVERAGES[name], self.settings.block)
 
     def write(self, state: dict[str, Any], name: str, numbers_N: Tensor) -> None:

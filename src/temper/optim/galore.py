@@ -71,12 +71,12 @@ class GaLoreOptimizer(torch.optim.Optimizer):
         basis: Tensor = state["basis"]
         return basis.T @ gradient if _is_wide(parameter) else gradient @ basis.T
 
-    def rename(self, old: Tensor, new: nn.Parameter) -> None:
+    def rename(self, old: nn.Parameter, new: nn.Parameter) -> None:
         """Give another parameter the inner optimizer's state of one, and where that projects too, its stand-in."""
         if old in self.inner.state:
             self.inner.state[new] = self.inner.state.pop(old)
         if isinstance(self.inner, GaLoreOptimizer) and old in self.inner.stand_ins:
-            self.inner.stand_ins[new] = self.inner.stand_ins.pop(old)  # type: ignore[call-overload]
+            self.inner.stand_ins[new] = self.inner.stand_ins.pop(old)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "inner": self.inner.state_dict(), "num_steps": self.num_steps}

@@ -337,9 +337,10 @@ def _changes(settings: FitSettings, longest: int) -> list[list[Changes]]:
     recompute: list[Changes] = [(f"recompute: {share}", {"recompute": share}) for share in (0.5, 1.0)]
     lower: list[Changes] = [(f"micro_tokens: {size}", {"micro_tokens": size}) for size in smaller]
     both = {"recompute": 1.0, "micro_tokens": smallest}
-    held: list[Changes] = [(f"hold: {name}", {"hold": Hold.parse(name)}) for name in ("int8", "nf4")]
+    forms = sorted(Hold.methods(), key=lambda name: -Hold.methods()[name].bits)
+    held: list[Changes] = [(f"hold: {name}", {"hold": Hold.parse(name)}) for name in forms]
     lora = {"tune": Tune.parse("lora")}
-    least = {**lora, **both, "hold": Hold.parse("nf4")}
+    least = {**lora, **both, "hold": Hold.parse(forms[-1])}
     return [
         [one for one in recompute if one[1]["recompute"] > settings.recompute],
         lower,
@@ -348,7 +349,7 @@ def _changes(settings: FitSettings, longest: int) -> list[list[Changes]]:
         [
             ("tune: lora", lora),
             (f"tune: lora, recompute: 1.0 and micro_tokens: {smallest}", {**lora, **both}),
-            (f"tune: lora, hold: nf4, recompute: 1.0 and micro_tokens: {smallest}", least),
+            (f"tune: lora, hold: {forms[-1]}, recompute: 1.0 and micro_tokens: {smallest}", least),
         ],
     ]
 

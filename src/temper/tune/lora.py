@@ -157,7 +157,8 @@ def _adapter(model: Model, wanted: Wanted, start: Start) -> Adapter:
 
 
 def _out_features(module: nn.Module, part: Part) -> int:
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
     return weight.shape[1 if part.is_transposed else 0]
 
 
