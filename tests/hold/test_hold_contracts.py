@@ -158,6 +158,14 @@ def test_a_fit_trains_beside_a_packed_base_and_leaves_numbers(name: str, tune: s
             assert torch.equal(weight, matrices(dense)[path])
 
 
+def test_what_is_still_packed_is_saved_as_numbers(tmp_path: Path) -> None:
+    model = tiny("llama")
+    dense = matrices(rounded(model, Hold.parse("int8"), torch.bfloat16))
+    fit(model, rows(), settings(hold="int8")).tuning.detach()
+    save_model(model, tmp_path)
+    assert all(torch.equal(weight, dense[path]) for path, weight in matrices(load_model(tmp_path)).items())
+
+
 def test_a_second_fit_begins_from_the_rounded_numbers(tmp_path: Path) -> None:
     model = tiny("qwen2")
     dense = rounded(model, Hold.parse("int8"), torch.bfloat16)
