@@ -387,6 +387,7 @@ def assemble(
         retentions=[method.build(model, setup) for method in settings.retain],
         micro_tokens=default_micro_tokens(settings),
         recompute=settings.recompute,
+        keep_frozen=settings.keep_frozen,
         clip=settings.clip,
         spike=settings.spike,
         checkpoint_steps=settings.checkpoint_steps,

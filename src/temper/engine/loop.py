@@ -17,6 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,9 +38,12 @@ from temper.engine.distributed import World
 from temper.engine.layout import whole
 from temper.engine.placement import Replicated
 from temper.engine.precision import computing_in
+from temper.engine.prefix import KeptPrefix
 from temper.engine.watch import LossWatch, naming_memory
 from temper.models.model import Model
+from temper.models.prefix import num_frozen, tried
 from temper.models.recompute import recomputing
+from temper.models.sums import Sums
 from temper.objectives.base import Loss, Objective, Target
 from temper.optim.base import Optim
 from temper.retain.base import Retention
@@ -84,6 +88,8 @@ class Loop:
     checkpoint_steps: int = 100
     validation: Validation | None = None
     dtype: torch.dtype = torch.float32
+    keep_frozen: bool = False
+    """keep on disk what the blocks below the lowest that trains give"""
     stage: str = ""
     placement: Replicated = field(default_factory=lambda: Replicated(World()))
     """where the numbers that train lie; one process by default"""
@@ -93,10 +99,13 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.module.parameters()).device
+        self.num_frozen = self._count_frozen()
+        self.prefix: KeptPrefix | None = None
         self._train_what_moves()
         self.optim.make_room(self.optimizer)
         self.lives: list[Live] = [self.tuning, self.target, *self.retentions, *self.further]
         self.watch = LossWatch(self.spike)
+        self.sums = Sums(self.model, self.target.is_sum) if self.placement.is_whole else None
         self.world = self.placement.world
         if self.world.size > 1:
             self._check_that_parts_of_a_step_will_do()
@@ -109,7 +118,28 @@ class Loop:
         """Begin to train what the methods name, with a fresh optimizer."""
         self.trained: list[tuple[str, nn.Parameter]] = [*self.tuning.parameters(), *self.target.parameters()]
         self.optimizer = self.optim.build(self.trained, self.lr)
-        self.flops = FlopCounter(self.model, self.recompute, self.tuning.num_picked_from)
+        self.flops = FlopCounter(self.model, self.recompute, self.tuning.num_picked_from, self.num_frozen)
+
+    def _count_frozen(self) -> int:
+        """Return how many first blocks no gradient runs through, for as long as this trains."""
+        is_settled = {name for name, _ in self.tuning.movable()} == {name for name, _ in self.tuning.parameters()}
+        if not is_settled or self.tuning.moves_numbers or not self.placement.is_whole or self.model.prompt_length:
+            return 0
+        with computing_in(self.dtype, self.device):
+            return num_frozen(self.model)
+
+    @property
+    def keeps_frozen(self) -> bool:
+        """Whether what the frozen blocks give is kept from one pass over the data to the next."""
+        is_one_pass = self.steps.budget.epochs is not None and self.steps.budget.epochs <= 1
+        return self.keep_frozen and self.num_frozen > 0 and not is_one_pass and self.placement.world.size == 1
+
+    def _keep_frozen(self) -> None:
+        """Begin to keep it, or go on with what is there."""
+        with computing_in(self.dtype, self.device):
+            like_TD = tried(self.model, self.num_frozen) if self.keeps_frozen else None
+        if like_TD is not None:
+            self.prefix = KeptPrefix(self.model, self.num_frozen, like_TD, self.checkpoints.folder)
 
     def _follow(self, origins: Mapping[str, Tensor]) -> None:
         """Train another set of numbers from now on; the optimizer keeps its state of those that stay."""
@@ -141,13 +171,15 @@ class Loop:
             TrainingError: the loss is not finite or jumped.
             DataError: a row that cannot be trained on.
         """
+        self._keep_frozen()
         self._resume()
         started = time.monotonic() - self.totals["seconds"]
         self.model.module.train()
         # On a GPU the next batches are made while it computes; on a CPU a second thread would only compete.
         is_ahead = self.device.type != "cpu" and not self.steps.is_live
         source = ahead(iter(self.steps)) if is_ahead else iter(self.steps)
-        with recomputing(self.model, self.recompute), self._log() as log, self.checkpoints.at_work():
+        keeping = nullcontext() if self.prefix is None else self.prefix.of_stage()
+        with keeping, recomputing(self.model, self.recompute), self._log() as log, self.checkpoints.at_work():
             for step in source:
                 if self._is_over():
                     break
@@ -214,7 +246,7 @@ class Loop:
         self.look_at(mine, moment)
         if self.optim.needs_gradient:
             sums = self._run(batches, moment, units, worst)
-            self.placement.add_up_gradients(self.trained)
+            self.finish_gradients()
             self._add_penalty_to(sums, moment)
             grad_norm = float(self.clip_gradients())
             self.watch.check(number, sums["loss"] / units, grad_norm, partial(self._of_all, worst))
@@ -310,7 +342,8 @@ class Loop:
 
     def operations(self, batches: Sequence[Batch], moment: Moment) -> float:
         """Count the floating-point operations of a step's micro-batches on one process."""
-        return self.flops.step(batches, self.further_passes(batches, moment), self.optim)
+        is_kept = self.keeps_frozen and moment.passes >= 1
+        return self.flops.step(batches, self.further_passes(batches, moment), self.optim, is_kept)
 
     def look_at(self, batches: Sequence[Batch], moment: Moment) -> None:
         """Show a step's micro-batches to the methods before the first of them is computed."""
@@ -326,8 +359,11 @@ class Loop:
         """Run a micro-batch forward, and backward where gradients are on; return its loss and the methods' own terms,
         detached."""
         self.tuning.before_pass(batch)
-        with computing_in(self.dtype, self.device):
+        summing = nullcontext() if self.sums is None else self.sums.of_pass(counts / units)
+        with computing_in(self.dtype, self.device), summing:
             loss = self.placement.forward(partial(self.target.loss, batch, moment))
+        if self.sums is not None:
+            self.sums.check(loss.total)
         own = self.tuning.after_pass(batch)
         total = loss.total * counts / units
         if torch.is_grad_enabled():
@@ -341,6 +377,12 @@ class Loop:
                     term.backward()
                 terms.append(term.detach())
         return replace(loss, total=loss.total.detach()), torch.stack(terms).sum() if terms else None
+
+    def finish_gradients(self) -> None:
+        """Make each gradient the sum over all passes of a step, those of other processes included."""
+        if self.sums is not None:
+            self.sums.finish()
+        self.placement.add_up_gradients(self.trained)
 
     def add_penalty(self, moment: Moment) -> Tensor | None:
         """Add the gradient of the methods' own terms, and return their sum, None where there are none."""
@@ -431,6 +473,8 @@ class Loop:
         like |= {f"optimizer.state.{number}": parameter for number, parameter in enumerate(numbered)}
         like |= {f"trained.{name}": tensor for name, tensor in self._numbers().items()}
         found = self.checkpoints.load(like)
+        if found is None and self.prefix is not None:
+            self.prefix.forget()
         if found is not None:
             numbers, state = found
             self._compare(state["made_by"])

@@ -17,7 +17,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ class Replicated:
     """Everything lies whole on every process."""
 
     world: World
+    is_whole: ClassVar[bool] = True
 
     def divide(
         self, examples: Sequence[Example], micro_tokens: int, prompt_length: int = 0
@@ -98,6 +99,8 @@ class Sharded(Replicated):
 
     While it trains, `model.module` is a copy whose parameters are divided; `finish` puts the first one back.
     """
+
+    is_whole: ClassVar[bool] = False
 
     def __init__(self, world: World, model: Model, dtype: torch.dtype) -> None:
         assert world.mesh is not None

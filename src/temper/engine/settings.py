@@ -75,6 +75,11 @@ class FitSettings(Settings):
         description="share of the blocks whose activations are computed again in the backward pass instead of being "
         "kept: less memory for up to a third more work, and the same bits",
     )
+    keep_frozen: bool = Field(
+        True,
+        description="keep on disk, from one pass over the data to the next, what the blocks below the lowest that "
+        "trains give, in place of computing it again: at most half of the room, and until the stage is over",
+    )
     max_length: int = Field(
         2048,
         ge=2,

@@ -269,6 +269,8 @@ class Traced:
             for batch in batches:
                 self._add_gradients(batch, units, moment)
                 ledger.call(GRADIENTS, (one.grad for one in trained if one.grad is not None))
+            if self.root is None:
+                loop.finish_gradients()
             loop.add_penalty(moment)
             self._clip_gradients(trained)
             ledger.call(GRADIENTS, (one.grad for one in trained if one.grad is not None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,35 @@ from temper.models.families import FamilyLayout
 
 HEAD = "head"
 """the folder of a stage that holds what its objective has learnt itself"""
+
+
+class Sums(Protocol):
+    """Takes a pass's gradients of the matrices over the vocabulary (`models/sums.py`)."""
+
+    factor: float
+    """by what the pass's loss is multiplied"""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return what the embedding gives for tokens, (..., D)."""
+        ...
+
+    def begin_head(self, weight_VD: Tensor) -> Tensor | None:
+        """Return the sum that the gradient of the head is to be added to, None where autograd does that."""
+        ...
+
+    def promise(self, total: Tensor) -> None:
+        """Say that a sum of log-probabilities, whose gradient the head's sum now has, is the pass's loss."""
+        ...
+
+
+class Prefix(Protocol):
+    """Keeps what blocks that do not train give (`engine/prefix.py`)."""
+
+    def in_place(
+        self, tokens_T: Tensor, positions_T: Tensor, lengths: Sequence[int], is_causal: bool
+    ) -> AbstractContextManager[None]:
+        """Return the context in which the backbone, given these documents, begins behind the first blocks."""
+        ...
 
 
 class Fusion(Protocol):
@@ -54,6 +84,11 @@ class Model:
     """what it is combined with while it generates or is scored; such a model can be neither trained nor saved"""
     prompts: tuple[Tensor, ...] = ()
     """soft prompts that it reads before the tokens of every document, float32 (P, D) each, in their order"""
+
+    prefix: Prefix | None = None
+    """what has kept what the first blocks give, None where these are computed"""
+    sums: Sums | None = None
+    """what takes the gradients of the pass that runs, None where autograd alone does"""
 
     @property
     def prompt_length(self) -> int:

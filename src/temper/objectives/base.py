@@ -41,6 +41,10 @@ class Loss:
 class Target(Live, ABC):
     """An objective at work on one model."""
 
+    is_sum: ClassVar[bool] = False
+    """The loss's `total` is the very tensor that `summed_logprobs` gave, so that the gradient of the head may be added
+    up while it is made (`models/sums.py`)."""
+
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield trainable numbers of the objective's own (a head), by name, as a tuner does."""
         return iter(())

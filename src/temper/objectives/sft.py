@@ -17,6 +17,8 @@ from temper.signals.setup import Setup
 class TokenLoss(Target):
     """Weighted negative log-likelihood: L = -sum_t w_t log p(x_t | x_<t) / sum_t w_t, over the whole batch."""
 
+    is_sum: ClassVar[bool] = True
+
     def __init__(self, model: Model) -> None:
         self.model = model
 

@@ -10,6 +10,7 @@ Legend: T packed tokens, N supervised tokens, C tokens of a chunk, D model width
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,10 @@ def hidden_states(model: Model, batch: Batch, is_causal: bool = True) -> Tensor:
     backbone, device = model.module.get_submodule(model.anatomy.backbone), batch.tokens_T.device
     if not model.prompt_length:
         layout = PackedLayout.of(batch.lengths, device, is_causal)
-        hidden_TD: Tensor = backbone(**packed_inputs(batch.tokens_T, batch.positions_T, layout)).last_hidden_state[0]
+        read_T = batch.tokens_T if model.sums is None else model.sums.embed(batch.tokens_T)
+        places = batch.tokens_T, batch.positions_T, batch.lengths, is_causal
+        with nullcontext() if model.prefix is None else model.prefix.in_place(*places):
+            hidden_TD: Tensor = backbone(**packed_inputs(read_T, batch.positions_T, layout)).last_hidden_state[0]
         return hidden_TD
     run = embed_behind_prompts(model, batch.tokens_T, batch.lengths)
     layout = PackedLayout.of(run.lengths, device, is_causal)
@@ -170,7 +174,12 @@ def summed_logprobs(model: Model, batch: Batch, counts_N: Tensor) -> tuple[Tenso
         return (logprobs_N * counts_N).sum(), logprobs_N.detach()
     hidden_ND = hidden_states(model, batch).index_select(0, batch.supervised_N)
     how = _how(model, hidden_ND, head)
-    found: tuple[Tensor, Tensor] = apply(SummedLogprobs, hidden_ND, head.weight, batch.targets_N, counts_N, *how)
+    into_VD = None if model.sums is None else model.sums.begin_head(head.weight)
+    factor = 1.0 if model.sums is None or into_VD is None else model.sums.factor
+    inputs = hidden_ND, head.weight, batch.targets_N, counts_N, *how, into_VD, factor
+    found: tuple[Tensor, Tensor] = apply(SummedLogprobs, *inputs)
+    if model.sums is not None and into_VD is not None:
+        model.sums.promise(found[0])
     return found
 
 

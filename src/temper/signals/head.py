@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from temper.models.pages import cast, empty, zeros
+
 CHUNK_VALUES = 2**25
 """logits of a chunk, 64 MiB in bf16: each chunk reads and writes the whole gradient of the weight, so few are made"""
 SOFTMAX_VALUES = 2**20
@@ -32,7 +34,8 @@ class SummedLogprobs(torch.autograd.Function):
     """Sum of weight times log-probability, and the log-probabilities.
 
     hidden (N, D), weight (V, D), targets (N,), counts (N,), how much each token counts, to a scalar, which is
-    differentiable, and (N,), which is not; both float32, in nats.
+    differentiable, and (N,), which is not; both float32, in nats. Where `into` (V, D) is given the weight's gradient is
+    added to it at once: `factor` is then by what the scalar will be multiplied.
     """
 
     @staticmethod
@@ -45,17 +48,20 @@ class SummedLogprobs(torch.autograd.Function):
         scale: float,
         chunk: int,
         dtype: torch.dtype,
+        into_VD: Tensor | None = None,
+        factor: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        scaled_ND, cast_VD = _scaled(hidden_ND, scale, dtype), weight_VD.to(dtype)
+        scaled_ND, cast_VD = _scaled(hidden_ND, scale, dtype), cast(weight_VD, dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        slopes_N = counts_N * factor
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
         grad_ND = torch.empty_like(scaled_ND) if wants_hidden else None
-        grad_VD = torch.zeros_like(weight_VD) if wants_weight else None
-        buffer_CV = scaled_ND.new_empty(min(chunk, len(targets_N)), len(cast_VD))
+        grad_VD = into_VD if into_VD is not None else zeros(weight_VD, *weight_VD.shape) if wants_weight else None
+        buffer_CV = empty(scaled_ND, min(chunk, len(targets_N)), len(cast_VD))
         for part in _parts(len(targets_N), chunk):
             logits_CV = torch.mm(scaled_ND[part], cast_VD.t(), out=buffer_CV[: len(targets_N[part])])
             for few in _parts(len(logits_CV), _rows(logits_CV)):
-                targets_C, counts_C = targets_N[part][few, None], counts_N[part][few, None]
+                targets_C, counts_C = targets_N[part][few, None], slopes_N[part][few, None]
                 logs_CV = torch.log_softmax(logits_CV[few].float(), 1)
                 logprobs_N[part][few] = logs_CV.gather(1, targets_C)[:, 0]
                 if wants_hidden or wants_weight:
@@ -67,15 +73,18 @@ class SummedLogprobs(torch.autograd.Function):
                 _add_product(grad_VD, logits_CV, scaled_ND[part])
         if grad_ND is not None:
             grad_ND = (grad_ND * scale if scale != 1.0 else grad_ND).to(hidden_ND.dtype)
-        ctx.save_for_backward(grad_ND, grad_VD)
+        ctx.is_added = into_VD is not None
+        ctx.save_for_backward(grad_ND, None if ctx.is_added else grad_VD)
         ctx.mark_non_differentiable(logprobs_N)
         return (logprobs_N * counts_N).sum(), logprobs_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # In place, for the weight's is large; a second pass backward is an error then, not a wrong number.
-        grad_ND, grad_VD = (None if one is None else one.mul_(grads[0]) for one in ctx.saved_tensors)
-        return grad_ND, grad_VD, None, None, None, None, None
+        grad_ND, grad_VD = ctx.saved_tensors
+        if not ctx.is_added:
+            grad_ND, grad_VD = (None if one is None else one.mul_(grads[0]) for one in (grad_ND, grad_VD))
+        return grad_ND, grad_VD, *(None,) * 7
 
 
 class Logprobs(torch.autograd.Function):
@@ -85,7 +94,7 @@ class Logprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float, chunk: int, dtype: torch.dtype
     ) -> Tensor:
-        scaled_ND, cast_VD = _scaled(hidden_ND, scale, dtype), weight_VD.to(dtype)
+        scaled_ND, cast_VD = _scaled(hidden_ND, scale, dtype), cast(weight_VD, dtype)
         is_kept = len(targets_N) * len(weight_VD) <= KEPT_VALUES and any(ctx.needs_input_grad)
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
         kept: list[Tensor] = []
@@ -106,9 +115,9 @@ class Logprobs(torch.autograd.Function):
         (grad_N,) = grads
         scaled_ND, weight_VD, targets_N, *kept = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        cast_VD = weight_VD.to(ctx.dtype)
+        cast_VD = cast(weight_VD, ctx.dtype)
         grad_ND = torch.empty_like(scaled_ND) if wants_hidden else None
-        grad_VD = torch.zeros_like(weight_VD) if wants_weight else None
+        grad_VD = zeros(weight_VD, *weight_VD.shape) if wants_weight else None
         for number, part in enumerate(_parts(len(targets_N), ctx.chunk)):
             logits_CV = kept[number] if kept else scaled_ND[part] @ cast_VD.t()
             slope_CV = torch.empty_like(logits_CV)

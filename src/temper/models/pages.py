@@ -1,0 +1,57 @@
+"""Large tensors of a moment, outside of the C library's heap.
+
+What is let go of in a heap leaves a hole, of which small tensors soon take a piece, so that the next large one is put
+behind all others: a training grows by what it makes and lets go of. Where the library gives a large request a mapping
+of its own instead, the system zeroes it page by page, at 4 KiB a time, which takes longer than to compute with it.
+
+Here a large tensor is a mapping of large pages, which go back to the system with it.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+LARGE_BYTES = 2**25
+"""from where on: the most for which glibc grows its heap by itself"""
+_CHOICE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@cache
+def has_large_pages() -> bool:
+    """Whether the system gives a mapping large pages that asks for them (Linux)."""
+    return hasattr(mmap, "MADV_HUGEPAGE") and _CHOICE.is_file() and "[never]" not in _CHOICE.read_text()
+
+
+def zeros(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return zeros of a shape, on another tensor's device and, where no type is given, of its type."""
+    made = _mapped(like, shape, dtype or like.dtype)
+    return like.new_zeros(shape, dtype=dtype) if made is None else made
+
+
+def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor of a shape whose numbers are to be written yet, as `zeros` does."""
+    made = _mapped(like, shape, dtype or like.dtype)
+    return like.new_empty(shape, dtype=dtype) if made is None else made
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a type: itself, or a copy."""
+    return tensor if tensor.dtype == dtype else empty(tensor, *tensor.shape, dtype=dtype).copy_(tensor)
+
+
+def _mapped(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """Return a tensor in large pages, None where it is not large or there are none."""
+    size = math.prod(shape) * dtype.itemsize
+    is_here = like.device.type == "cpu" and not isinstance(like, FakeTensor)
+    if size < LARGE_BYTES or not is_here or not has_large_pages():
+        return None
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -1,0 +1,121 @@
+"""A model's first blocks and the others apart: what the first give, and how the others go on from it.
+
+Blocks that do not train give the same for a document however often it is read. Which these are is found by trying: what
+they give has no gradient, whatever tuner is attached.
+
+A block is left out by a module that stands in its place while a forward pass lasts.
+
+Legend: T packed tokens, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from temper.models.attention import PackedLayout, packed_inputs
+from temper.models.model import Model
+
+TRIED_TOKENS = 8
+
+
+class _InPlaceOf(nn.Module):
+    """Hands on what it is given, or numbers of its own; what else is asked of it, the block answers."""
+
+    def __init__(self, block: nn.Module, gives: Tensor | None = None) -> None:
+        super().__init__()
+        self._block, self._gives = (block,), gives  # in a tuple: its parameters are not this module's
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._block[0], name)
+
+    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        return hidden if self._gives is None else self._gives
+
+
+@contextmanager
+def _leaving_out(model: Model, blocks: Sequence[int], gives: Tensor | None = None) -> Iterator[None]:
+    """Leave blocks out; the first of them gives numbers where there are any."""
+    left: list[tuple[Any, str, nn.Module]] = []
+    for place, number in enumerate(blocks):
+        parent, _, name = model.anatomy.blocks[number].path.rpartition(".")
+        blocks_there, block = model.module.get_submodule(parent), model.module.get_submodule(f"{parent}.{name}")
+        left.append((blocks_there, name, block))
+        setattr(blocks_there, name, _InPlaceOf(block, gives if place == 0 else None))
+    try:
+        yield
+    finally:
+        for blocks_there, name, block in left:
+            setattr(blocks_there, name, block)
+
+
+def behind(model: Model, num_blocks: int, hidden_TD: Tensor) -> Any:
+    """Return the context in which a forward pass begins behind the first blocks, with what these gave."""
+    return _leaving_out(model, range(num_blocks), hidden_TD[None])
+
+
+@torch.no_grad()
+def output_of(model: Model, num_blocks: int, read: dict[str, Any]) -> Tensor:
+    """Return what the last of the first blocks gives, (T, D), of what `packed_inputs` returned."""
+    given: list[Tensor] = []
+    last = model.module.get_submodule(model.anatomy.blocks[num_blocks - 1].path)
+    handle = last.register_forward_hook(lambda module, inputs, output: given.append(output))
+    try:
+        with _leaving_out(model, range(num_blocks, len(model.anatomy.blocks))):
+            model.module.get_submodule(model.anatomy.backbone)(**read)
+    finally:
+        handle.remove()
+    return given[0][0]
+
+
+def num_frozen(model: Model) -> int:
+    """Return how many first blocks have nothing that trains in or before them, as the model is now."""
+    trains: list[bool] = []
+    handles = [
+        model.module.get_submodule(block.path).register_forward_hook(
+            lambda module, inputs, output: trains.append(not isinstance(output, Tensor) or output.requires_grad)
+        )
+        for block in model.anatomy.blocks
+    ]
+    try:
+        with torch.enable_grad(), torch.random.fork_rng():
+            model.module.get_submodule(model.anatomy.backbone)(**_some_tokens(model))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return trains.index(True) if True in trains else len(trains)
+
+
+@torch.no_grad()
+def tried(model: Model, num_blocks: int) -> Tensor | None:
+    """Return what the last of the first blocks gives of some tokens, (T, D), as training would compute it.
+
+    None where it is another each time (there is dropout), or where the others do not go on from it to the same bits.
+    """
+    backbone, read, trains = (
+        model.module.get_submodule(model.anatomy.backbone),
+        _some_tokens(model),
+        model.module.training,
+    )
+    with torch.random.fork_rng():
+        model.module.train()
+        given_TD = output_of(model, num_blocks, read)
+        model.module.eval()
+        expected_TD = backbone(**read).last_hidden_state
+        with behind(model, num_blocks, given_TD):
+            found_TD = backbone(**read).last_hidden_state
+        model.module.train(trains)
+    return given_TD if torch.equal(found_TD, expected_TD) else None
+
+
+def _some_tokens(model: Model) -> dict[str, Any]:
+    device = next(model.module.parameters()).device
+    tokens_T = torch.arange(TRIED_TOKENS, device=device)
+    return packed_inputs(tokens_T, tokens_T, PackedLayout.of((TRIED_TOKENS,), device))

@@ -1,0 +1,150 @@
+"""What frozen blocks give, kept from one pass over the data to the next: the same training, computed once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from families import FAMILIES, tiny
+from temper.data.stream import Budget
+from temper.engine import prefix
+from temper.engine.loop import Loop, Validation, to_batches
+from temper.engine.prefix import KeptPrefix
+from training import examples, make_loop, trained, trained_with_a_break
+
+MADE = examples((*range(3, 20), 40, 40, 41))
+NUM_TOKENS = sum(example.num_tokens for example in MADE)
+UPPER = {"lora": {"targets": ["1.*"], "rank": 3}}
+CHOSEN: dict[str, Any] = {"made": MADE, "tune": UPPER, "num_steps": 14, "checkpoint_steps": 3}
+"""four examples a step: five steps a pass, and nearly three passes"""
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def kept(loop: Loop) -> KeptPrefix:
+    assert loop.prefix is not None
+    return loop.prefix
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_the_same_training(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    plain = make_loop(tmp_path / "plain", tiny(family), dtype=dtype, **CHOSEN)
+    keeping = make_loop(tmp_path / "kept", tiny(family), dtype=dtype, keep_frozen=True, **CHOSEN)
+    expected, found = trained(plain), trained(keeping)
+    assert plain.prefix is None and plain.num_frozen == keeping.num_frozen == 1
+    assert kept(keeping).computed == NUM_TOKENS, "each document once"
+    assert kept(keeping).read == keeping.totals["tokens"] - NUM_TOKENS > NUM_TOKENS
+    # What a product gives of a document differs by what lies beside it, in its last bits; in the first pass nothing is
+    # read back.
+    before, after = losses(tmp_path / "plain"), losses(tmp_path / "kept")
+    assert before[:5] == after[:5]
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert after == pytest.approx(before, rel=tolerance)
+    for name, value in expected.items():
+        # Adam's step of a gradient near zero is of a size of its own.
+        torch.testing.assert_close(
+            found[name], value, rtol=0.1, atol=14 * 3e-3 * (0.05 if dtype == torch.float32 else 1)
+        )
+
+
+@pytest.mark.parametrize("stop", [2, 4, 7, 10])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    chosen = {**CHOSEN, "keep_frozen": True, "dtype": torch.bfloat16, "micro_tokens": 50}
+    expected = trained(make_loop(tmp_path / "whole", **chosen))
+    found = trained_with_a_break(tmp_path / "cut", stop, **chosen)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_stage_that_begins_anew_reads_nothing_of_the_one_before(tmp_path: Path) -> None:
+    other = tiny("llama", seed=5)
+    first = make_loop(tmp_path, other, **{**CHOSEN, "checkpoint_steps": 100}, keep_frozen=True)
+    first.run()
+    again = make_loop(tmp_path, **{**CHOSEN, "checkpoint_steps": 100}, keep_frozen=True)
+    again.run()
+    assert kept(again).computed == NUM_TOKENS
+    assert losses(tmp_path)[-14:] == losses_of(make_loop(tmp_path / "alone", **CHOSEN, keep_frozen=True))
+
+
+def losses_of(loop: Loop) -> list[float]:
+    loop.run()
+    return losses(loop.folder)
+
+
+def test_what_has_no_room_is_computed_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = losses_of(make_loop(tmp_path / "plain", **CHOSEN))
+    monkeypatch.setattr(prefix, "_MIB", NUM_TOKENS * 48 * 4 // 2)  # half of it
+    monkeypatch.setattr(prefix, "SHARE_OF_DISK", 1e-30)  # that is: 1 of these
+    loop = make_loop(tmp_path / "little", **CHOSEN, keep_frozen=True)
+    assert losses_of(loop) == pytest.approx(expected, rel=1e-5)
+    assert NUM_TOKENS < kept(loop).computed < 2.2 * NUM_TOKENS and kept(loop).read > 0 and not kept(loop).warnings
+
+
+def test_a_disk_that_is_full_ends_the_keeping_and_not_the_training(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, **CHOSEN, keep_frozen=True)
+    keep = loop._keep_frozen
+
+    def on_a_small_disk() -> None:
+        keep()
+        kept(loop)._database.execute("PRAGMA max_page_count = 8")
+
+    loop._keep_frozen = on_a_small_disk  # type: ignore[method-assign]
+    loop.run()
+    (warning,) = kept(loop).warnings
+    assert "prefix.sqlite: database or disk is full; what the first blocks give is computed again" in warning
+    assert losses(tmp_path) == pytest.approx(losses_of(make_loop(tmp_path / "plain", **CHOSEN)), rel=1e-5)
+
+
+def test_rows_held_out_are_read_back_too(tmp_path: Path) -> None:
+    held_out = to_batches(examples((9, 9, 12), seed=5), 64)
+    chosen = {**CHOSEN, "validation": Validation(held_out, 2)}
+    loop = make_loop(tmp_path / "kept", **chosen, keep_frozen=True)
+    loop.run()
+    assert kept(loop).computed == NUM_TOKENS + 30
+    plain = make_loop(tmp_path / "plain", **chosen)
+    assert plain.run()["best_validation_loss"] == pytest.approx(loop.totals["best_validation_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"tune": "lora"},
+        {"tune": {"lisa": {"blocks": 1, "every_steps": 2}}},
+        {"keep_frozen": False},
+        {"one_pass": True},
+    ],
+    ids=str,
+)
+def test_nothing_is_kept_that_is_not_read_again_or_is_not_the_same(tmp_path: Path, written: dict[str, Any]) -> None:
+    chosen = {**CHOSEN, "keep_frozen": True, **written}
+    is_one_pass = chosen.pop("one_pass", False)
+    loop = make_loop(tmp_path, **chosen)
+    if is_one_pass:
+        loop.steps.budget = Budget(epochs=1)
+    loop.run()
+    assert loop.prefix is None and not list(tmp_path.rglob("*.sqlite"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_are_those_that_are_done(tmp_path: Path, family: str) -> None:
+    """Of two blocks one is frozen: a pass that finds it kept has a forward pass less, and none has its backward."""
+    model = tiny(family)
+    loop = make_loop(tmp_path, model, **{**CHOSEN, "num_steps": 10}, keep_frozen=True)
+    with FlopCounterMode(display=False) as counter:
+        totals = loop.run()
+    # The first run counts what is tried, too: some tokens. Torch counts the adapters' products, and not causality.
+    counted = counter.get_total_flops()
+    assert totals["flops"] == pytest.approx(counted, rel=0.25)
+    batches = to_batches(MADE, 8192)
+    spared = sum(loop.flops._spared(batch) for batch in batches)
+    without = make_loop(tmp_path / "plain", tiny(family), **{**CHOSEN, "num_steps": 10}).run()["flops"]
+    assert without - totals["flops"] == pytest.approx(spared)
+    assert 0.1 < spared / without < 0.3
