@@ -141,6 +141,24 @@ def test_what_methods_run_besides_is_counted_in_plan_and_run(name: str) -> None:
     assert found.work is not None and found.work.flops == real.cost["flops"], found.why
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_frozen_blocks_give_is_planned_as_it_is_kept(keep: bool, tmp_path: Path) -> None:
+    chosen = settings(
+        tune={"lora": {"targets": ["1.*"], "rank": 2}}, steps=None, epochs=2.5, keep_frozen=keep, precision="bf16"
+    )
+    found = planned(chosen)
+    assert found.work is not None and found.num_frozen == 1
+    done = fit(tiny("llama"), rows(), chosen, folder=tmp_path)
+    assert (found.work.steps, found.work.flops) == (done.cost["steps"], done.cost["flops"])
+    lengths = [len(example.sequences[0].tokens_T) for example in prepared(chosen).draw([], 24)]
+    assert found.work.kept_bytes == pytest.approx(keep * sum(lengths) * 48 * 2, rel=0.05)
+    assert done.details.get("kept") == (
+        {"blocks": 1, "computed_tokens": sum(set(lengths)), "read_tokens": done.cost["tokens"] - sum(set(lengths))}
+        if keep
+        else None
+    )
+
+
 def test_the_rest_of_a_start_that_is_not_zero_is_held_too() -> None:
     """CorDA takes its start's own B A off beside the update: as many numbers again, in float32."""
     plain, corda = planned(settings(tune={"lora": {"rank": 2}})), planned(settings(tune=LOOKING["corda"]))

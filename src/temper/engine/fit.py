@@ -147,7 +147,8 @@ def fit(
         cost["peak_memory_bytes"] = peak_memory_bytes(device)
         remarks = [remark for live in loop.lives for remark in live.remarks()]
         remarks += settings.optimizer.remarks(loop.optimizer)
-        warnings = [*model.notes, *loop.checkpoints.warnings, *remarks, *_warnings(details)]
+        kept = [] if loop.prefix is None else loop.prefix.warnings
+        warnings = [*model.notes, *loop.checkpoints.warnings, *kept, *remarks, *_warnings(details)]
         return Fitted(tuning, loop.target, cost, details, warnings)
 
 
@@ -174,6 +175,7 @@ def _details(
         "processes": loop.world.size,
         **{name: totals[name] for name in ("loss", "best_step", "best_validation_loss") if name in totals},
         **({} if data.mixture is None else {"mixture": data.mixture.report()}),
+        **({} if loop.prefix is None else {"kept": loop.prefix.report()}),
     }
     return details, bad
 

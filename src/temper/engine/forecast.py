@@ -50,6 +50,8 @@ class Work:
     """two steps of the largest micro-batches, each with its units"""
     flops_before: float = 0.0
     """of one pass over the rows that the tuner looks at before it is attached"""
+    kept_bytes: float = 0.0
+    """of what frozen blocks give and is kept on disk from one pass over the data to the next"""
 
 
 class _Largest:
@@ -108,6 +110,11 @@ def read_work(loop: Loop, shares: int = 1) -> Work:
             break
     work = Work(steps, float(sum(tokens)), float(supervised), flops)
     work.largest = largest.steps(loop.objective.units)
+    passes = loop.steps.streams[0].passes
+    if loop.keeps_frozen and passes > 0:
+        embedding = loop.model.module.get_submodule(loop.model.anatomy.embedding).weight
+        of_a_token = loop.model.module.config.get_text_config().hidden_size * embedding.element_size()
+        work.kept_bytes = sum(tokens) * min(1 / passes, 1 / progress) * of_a_token
     if progress < 1:
         whole = loop.steps.budget.steps or round(steps / progress)
         mean = sum(tokens) / steps
@@ -121,6 +128,7 @@ def read_work(loop: Loop, shares: int = 1) -> Work:
             flops * scale,
             1.96 * spread / math.sqrt(steps) * (whole - steps),
             work.largest,
+            kept_bytes=work.kept_bytes,
         )
     return work
 
@@ -134,6 +142,8 @@ class Forecast:
     why: str = ""
     trainable: int = 0
     parameters: int = 0
+    num_frozen: int = 0
+    """first blocks that do not train"""
 
 
 @dataclass(frozen=True)
@@ -234,8 +244,9 @@ def _forecast(make: Callable[[str], Model], data: Data, settings: FitSettings, s
     except TemperError:
         raise
     except Exception as error:
-        return Forecast(work, None, f"its memory cannot be traced: {_first_line(error)}", trainable, parameters)
-    return Forecast(work, memory, "", trainable, parameters)
+        why = f"its memory cannot be traced: {_first_line(error)}"
+        return Forecast(work, None, why, trainable, parameters, loop.num_frozen)
+    return Forecast(work, memory, "", trainable, parameters, loop.num_frozen)
 
 
 def _first_line(error: Exception) -> str:

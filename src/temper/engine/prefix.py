@@ -65,6 +65,10 @@ class KeptPrefix:
     def _held(self) -> int:
         return int(self._database.execute("SELECT total(length(numbers)) FROM kept").fetchone()[0])
 
+    def report(self) -> dict[str, int]:
+        """Return what came of it."""
+        return {"blocks": self.num_blocks, "computed_tokens": self.computed, "read_tokens": self.read}
+
     def forget(self) -> None:
         """Begin anew: the stage does."""
         self._room += self._held()

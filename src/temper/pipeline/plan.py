@@ -274,6 +274,12 @@ class _Planning:
             return replace(blank, notes=tuple(notes))
         if work.flops_before:
             notes.append(f"looks at rows before it trains: {fmt.flops(work.flops_before)} a pass, one in the time")
+        if work.kept_bytes:
+            blocks = "block does" if found.num_frozen == 1 else f"{found.num_frozen} blocks do"
+            notes.append(
+                f"the first {blocks} not train: what they give is kept on disk for later passes over the "
+                f"data, {fmt.size(work.kept_bytes)} at most"
+            )
         seconds = None
         if speed is not None:
             passes = (work.flops + work.flops_before) / speed.flops_per_second
