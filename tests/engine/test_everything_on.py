@@ -18,11 +18,13 @@ from families import tiny
 from processes import start, together, wait
 from temper.core.errors import TrainingError
 from temper.data.rows import Rows
-from temper.engine.checkpoint import Checkpoints
+from temper.engine import checkpoint
+from temper.engine.checkpoint import Checkpoints, copied_bytes
 from temper.engine.distributed import World
 from temper.engine.fit import fit
 from temper.engine.settings import FitSettings
 from temper.engine.watch import LossWatch
+from training import make_loop, trained, trained_with_a_break
 
 STEPS = 14
 EVERYTHING = {
@@ -137,6 +139,30 @@ def test_an_error_of_the_writing_thread_is_an_error_of_the_run(tmp_path: Path) -
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(TrainingError, match="a checkpoint could not be written"):
         train(tmp_path, settings)
+
+
+def test_of_what_is_large_no_copy_is_held_and_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.arange(1000.0)
+    assert copied_bytes([weight, weight.double()]) == 12_000
+    monkeypatch.setattr(checkpoint, "COPIED_BYTES", 3_999)
+    assert copied_bytes([weight]) == 0
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"weight": weight}, {})
+    assert not checkpoints._copies and checkpoints._writer is None and (tmp_path / "step-000000001").is_dir()
+    weight.fill_(-1)
+    found = Checkpoints(tmp_path).load({})
+    assert found is not None and torch.equal(found[0]["weight"], torch.arange(1000.0))
+    (tmp_path / "step-000000002.partial").write_text("in the way")
+    with pytest.raises(TrainingError, match="a checkpoint could not be written"):
+        checkpoints.save(2, {"weight": weight}, {})
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_resumed_from_what_was_not_copied(tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "COPIED_BYTES", 0)
+    expected = trained(make_loop(tmp_path / "whole", checkpoint_steps=3))
+    found = trained_with_a_break(tmp_path / "cut", stop, checkpoint_steps=3)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from temper.engine.fit import Data, fit, prepare
 from temper.engine.forecast import Elsewhere, Forecast, forecast
 from temper.engine.layout import Layout
 from temper.engine.settings import FitSettings
-from temper.engine.trace import WEIGHTS
+from temper.engine.trace import CHECKPOINT, WEIGHTS
 from temper.hold.base import Hold
 from temper.models.load import Outline, outline_model, read_outline, save_model
 from temper.models.model import Model
@@ -157,6 +157,17 @@ def test_what_frozen_blocks_give_is_planned_as_it_is_kept(keep: bool, tmp_path: 
         if keep
         else None
     )
+
+
+def test_the_copy_for_a_checkpoint_is_planned() -> None:
+    """Full tuning copies its numbers and two averages; held-out rows alone ask for a copy of the numbers."""
+    without = planned(settings(tune="full", checkpoint_steps=3)).memory
+    saving = planned(settings(tune="full", checkpoint_steps=2)).memory
+    validating = planned(settings(tune="full", validation={"share": 0.1, "examples": 2, "every_steps": 1})).memory
+    assert without is not None and saving is not None and validating is not None
+    size = 4 * sum(parameter.numel() for parameter in make().module.parameters())
+    assert without.parts.get(CHECKPOINT, 0) == 0 and validating.parts[CHECKPOINT] == size
+    assert saving.parts[CHECKPOINT] == pytest.approx(3 * size, rel=0.01) and sum(saving.parts.values()) == saving.bytes
 
 
 def test_the_rest_of_a_start_that_is_not_zero_is_held_too() -> None:

@@ -7,6 +7,8 @@ Decisions:
 - Training waits for a copy of its numbers only, made into memory that is used again. A thread writes it out while
   training goes on. The next checkpoint waits for the one before, and so does the end; what went wrong in the thread is
   raised there.
+- Where a copy would take much of the memory that is trained in, none is made, and training waits for the writing: full
+  tuning would hold three quarters more.
 - Every process keeps its own state of random numbers. Another number of processes has new ones.
 """
 
@@ -14,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,8 +39,13 @@ from temper.core.errors import TrainingError
 from temper.core.files import write_json
 from temper.core.hashing import hash_file
 from temper.engine.distributed import World
+from temper.engine.layout import own
 
 KEPT = 2
+COPIED_BYTES = 2**28
+"""the largest copy beside a training on a CPU"""
+SHARE_OF_HOST = 0.5
+"""of the host's free memory, the largest copy of what lies on a GPU"""
 CHECKSUMS = "checksums.json"
 STATE = "state.pt"
 _TENSOR = "tensor of this checkpoint"
@@ -168,16 +176,19 @@ class Checkpoints:
 
     def _start(self, kind: str, step: int, tensors: Mapping[str, Tensor], rest: Any) -> None:
         self.wait()
-        copies = {name: self._copy(name, tensor) for name, tensor in tensors.items()}
+        is_copied = copied_bytes(tensors.values()) > 0
+        written = {name: self._copy(name, tensor) for name, tensor in tensors.items()} if is_copied else dict(tensors)
 
         def work() -> None:
             try:
-                self._write(kind, step, copies, rest)
+                self._write(kind, step, written, rest)
             except BaseException as error:  # raised where it is waited for
                 self._error = error
 
         self._writer = threading.Thread(target=work, name="temper-checkpoint")
         self._writer.start()
+        if not is_copied:
+            self.wait()
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         copied = self._copies.get(name)
@@ -249,6 +260,21 @@ class Checkpoints:
             for path in self.folder.iterdir():
                 if path.suffix in (".partial", ".old"):
                     shutil.rmtree(path)
+
+
+def copied_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the copy that is made of a checkpoint's tensors, 0 where they are written as they lie."""
+    pieces = [own(tensor) for tensor in tensors]
+    size = sum(piece.numel() * piece.element_size() for piece in pieces)
+    on_cpu = all(piece.device.type == "cpu" for piece in pieces)
+    return size if size <= (COPIED_BYTES if on_cpu else SHARE_OF_HOST * _free_bytes()) else 0
+
+
+def _free_bytes() -> float:
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError):  # a system that does not tell
+        return math.inf
 
 
 def _name(kind: str, step: int) -> str:

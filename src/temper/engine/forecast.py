@@ -25,7 +25,7 @@ from temper.engine.loop import Loop
 from temper.engine.placement import is_divided
 from temper.engine.precision import best_device, resolve
 from temper.engine.settings import FitSettings
-from temper.engine.trace import Ledger, Memory, Traced, without_content
+from temper.engine.trace import CHECKPOINT, Ledger, Memory, Traced, without_content
 from temper.models.model import Model
 from temper.signals.calibration import Calibration
 from temper.signals.reference import START
@@ -229,6 +229,7 @@ def _forecast(make: Callable[[str], Model], data: Data, settings: FitSettings, s
             counter = FlopCounter(model)
             tuning = attach(model, settings, seed, _calibrated(model, batches, settings))
             loop = assemble(tuning, data, settings, Path(), load=make)
+            loop.keep_frozen &= where.is_here
     except TemperError:
         raise
     except Exception as error:
@@ -241,6 +242,8 @@ def _forecast(make: Callable[[str], Model], data: Data, settings: FitSettings, s
     trainable = sum(parameter.numel() for _, parameter in loop.trained)
     try:
         memory = Traced(loop, ledger, mode, root, where.is_here).run(work.largest)
+        if loop.device.type == "cpu":  # from a GPU it goes to the host's memory
+            memory = memory.beside(CHECKPOINT, loop.copied_bytes(work.steps))
     except TemperError:
         raise
     except Exception as error:

@@ -32,10 +32,10 @@ from temper.core.schedule import Moment, Schedule
 from temper.data.example import Example, Origin
 from temper.data.pack import Batch, pack, split_by_cost
 from temper.data.stream import Step, Steps, ahead
-from temper.engine.checkpoint import Checkpoints, paths
+from temper.engine.checkpoint import Checkpoints, copied_bytes, paths
 from temper.engine.cost import FlopCounter
 from temper.engine.distributed import World
-from temper.engine.layout import whole
+from temper.engine.layout import own, whole
 from temper.engine.placement import Replicated
 from temper.engine.precision import computing_in
 from temper.engine.prefix import KeptPrefix
@@ -123,7 +123,8 @@ class Loop:
     def _count_frozen(self) -> int:
         """Return how many first blocks no gradient runs through, for as long as this trains."""
         is_settled = {name for name, _ in self.tuning.movable()} == {name for name, _ in self.tuning.parameters()}
-        if not is_settled or self.tuning.moves_numbers or not self.placement.is_whole or self.model.prompt_length:
+        is_whole = self.placement.is_whole and all(own(one) is one for one in self.model.module.parameters())
+        if not is_settled or self.tuning.moves_numbers or not is_whole or self.model.prompt_length:
             return 0
         with computing_in(self.dtype, self.device):
             return num_frozen(self.model)
@@ -455,6 +456,17 @@ class Loop:
         }
         self.placement.check(self.trained)
         self.checkpoints.save(int(self.totals["steps"]), self._numbers(), state)
+
+    def copied_bytes(self, steps: int) -> int:
+        """Return what the copy takes that is made for the checkpoints of so many steps, once the optimizer has its
+        state."""
+        if steps < self.checkpoint_steps and self.validation is None:
+            return 0
+        numbers = list(self._numbers().values())
+        if steps >= self.checkpoint_steps:
+            states = self.optimizer.state.values()
+            numbers += [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return copied_bytes(numbers)
 
     def _made_by(self) -> dict[str, str]:
         """What the bits of a step depend on besides the recipe."""

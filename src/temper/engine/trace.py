@@ -37,6 +37,8 @@ from temper.models.recompute import recomputing
 
 WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS = "weights", "gradients", "optimizer", "activations"
 LOGITS, TEMPORARY, HELD = "logits", "temporary", "allocator"
+CHECKPOINT = "checkpoint"
+"""the copy that is written out while training goes on"""
 KINDS = (WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, TEMPORARY, HELD)
 LIFE = "temper_life"
 """where a node of autograd's graph keeps what goes with it"""
@@ -54,6 +56,11 @@ class Memory:
     """held by the process for them, at most: on a CPU with what the allocator keeps"""
     parts: dict[str, int]
     """where `bytes` goes at that moment, by kind"""
+
+    def beside(self, kind: str, size: int) -> Memory:
+        """Return this peak with something that is held all the while."""
+        parts = {**self.parts, kind: self.parts.get(kind, 0) + size}
+        return Memory(self.tensor_bytes + size, self.bytes + size, parts)
 
 
 @dataclass
