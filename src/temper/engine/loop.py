@@ -35,7 +35,7 @@ from temper.data.stream import Step, Steps, ahead
 from temper.engine.checkpoint import Checkpoints, copied_bytes, paths
 from temper.engine.cost import FlopCounter
 from temper.engine.distributed import World
-from temper.engine.layout import own, whole
+from temper.engine.layout import num_pieces, whole
 from temper.engine.placement import Replicated
 from temper.engine.precision import computing_in
 from temper.engine.prefix import KeptPrefix
@@ -123,7 +123,7 @@ class Loop:
     def _count_frozen(self) -> int:
         """Return how many first blocks no gradient runs through, for as long as this trains."""
         is_settled = {name for name, _ in self.tuning.movable()} == {name for name, _ in self.tuning.parameters()}
-        is_whole = self.placement.is_whole and all(own(one) is one for one in self.model.module.parameters())
+        is_whole = self.placement.is_whole and all(num_pieces(one) == 1 for one in self.model.module.parameters())
         if not is_settled or self.tuning.moves_numbers or not is_whole or self.model.prompt_length:
             return 0
         with computing_in(self.dtype, self.device):
