@@ -17,8 +17,8 @@ from objective_rows import OBJECTIVES, content
 from temper.core.errors import SettingError
 from temper.core.methods import Method
 from temper.data.rows import Rows
-from temper.engine.calibrate import measure_speed
-from temper.engine.fit import Data, fit, prepare
+from temper.engine.calibrate import _pass, measure_speed
+from temper.engine.fit import Data, assemble, attach, fit, prepare
 from temper.engine.forecast import Elsewhere, Forecast, forecast
 from temper.engine.layout import Layout
 from temper.engine.settings import FitSettings
@@ -181,6 +181,14 @@ def test_the_rest_of_a_start_that_is_not_zero_is_held_too() -> None:
 def test_a_small_model_is_timed_with_what_looks_at_rows_first() -> None:
     chosen = settings(tune=LOOKING["corda"])
     assert measure_speed(make, chosen, prepared(chosen)).flops_per_second > 0
+
+
+def test_what_is_timed_is_a_whole_step() -> None:
+    model, chosen = tiny("llama"), settings(tune="full")
+    loop = assemble(attach(model, chosen), prepared(chosen), chosen, Path())
+    batches, units = loop.batches(next(iter(loop.steps)).examples)
+    _pass(loop, batches, units)
+    assert all(parameter.grad is not None for _, parameter in loop.trained)
 
 
 def test_a_small_model_is_timed_without_a_backward_pass() -> None:

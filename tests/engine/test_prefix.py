@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -79,28 +80,75 @@ def losses_of(loop: Loop) -> list[float]:
     return losses(loop.folder)
 
 
-def test_what_has_no_room_is_computed_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [None, 2, 6, 9])
+def test_what_has_no_room_is_computed_each_time(
+    tmp_path: Path, stop: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = losses_of(make_loop(tmp_path / "plain", **CHOSEN))
     monkeypatch.setattr(prefix, "_MIB", NUM_TOKENS * 48 * 4 // 2)  # half of it
     monkeypatch.setattr(prefix, "SHARE_OF_DISK", 1e-30)  # that is: 1 of these
     loop = make_loop(tmp_path / "little", **CHOSEN, keep_frozen=True)
     assert losses_of(loop) == pytest.approx(expected, rel=1e-5)
-    assert NUM_TOKENS < kept(loop).computed < 2.2 * NUM_TOKENS and kept(loop).read > 0 and not kept(loop).warnings
+    assert NUM_TOKENS < kept(loop).computed < 2.4 * NUM_TOKENS and kept(loop).read > 0
+    assert not kept(loop).store.warnings and not kept(loop).store.takes_all
+    if stop is not None:  # what was refused is refused again, whatever came after it
+        trained_with_a_break(tmp_path / "cut", stop, **CHOSEN, keep_frozen=True)
+        assert losses(tmp_path / "cut") == losses(tmp_path / "little")
 
 
-def test_a_disk_that_is_full_ends_the_keeping_and_not_the_training(tmp_path: Path) -> None:
+FAILURES = {
+    "a full disk": ("PRAGMA max_page_count = 8", None, "database or disk is full; no more of what frozen blocks give"),
+    "a document that is too long": (None, 5000, "string or blob too big; no more of what frozen blocks give is kept"),
+    "a file that cannot be read": ("DROP TABLE kept", None, "no such table: kept; what frozen blocks give is computed"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_what_fails_ends_the_keeping_and_not_the_training(tmp_path: Path, name: str) -> None:
+    order, longest, told = FAILURES[name]
     loop = make_loop(tmp_path, **CHOSEN, keep_frozen=True)
     keep = loop._keep_frozen
 
-    def on_a_small_disk() -> None:
+    def with_a_failure() -> None:
         keep()
-        kept(loop)._database.execute("PRAGMA max_page_count = 8")
+        database = kept(loop).store._database
+        assert database is not None
+        if longest is not None:
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+        kept(loop).store.clear = lambda: database.execute(order or "SELECT 1")  # type: ignore[assignment, method-assign]
 
-    loop._keep_frozen = on_a_small_disk  # type: ignore[method-assign]
+    loop._keep_frozen = with_a_failure  # type: ignore[method-assign]
     loop.run()
-    (warning,) = kept(loop).warnings
-    assert "prefix.sqlite: database or disk is full; what the first blocks give is computed again" in warning
+    (warning,) = kept(loop).store.warnings
+    assert f"prefix.sqlite: {told}" in warning
     assert losses(tmp_path) == pytest.approx(losses_of(make_loop(tmp_path / "plain", **CHOSEN)), rel=1e-5)
+
+
+def test_a_damaged_file_is_begun_anew_and_told(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):  # the run ends, and leaves its file
+        make_loop(tmp_path, **CHOSEN, keep_frozen=True, on_step=lambda metrics: _stop_after(metrics, 7)).run()
+    (file,) = tmp_path.rglob("*.sqlite")
+    for path in file.parent.glob(f"{file.name}-*"):
+        path.unlink()
+    file.write_bytes(b"no database" * 1000)
+    loop = make_loop(tmp_path, **CHOSEN, keep_frozen=True)
+    loop.run()
+    (warning,) = kept(loop).store.warnings
+    assert "file is not a database; it is begun anew, and last bits may be other ones than before" in warning
+    assert kept(loop).computed > 0
+    assert losses(tmp_path) == pytest.approx(losses_of(make_loop(tmp_path / "plain", **CHOSEN)), rel=1e-5)
+
+
+def _stop_after(metrics: dict[str, float], step: int) -> None:
+    assert metrics["step"] < step
+
+
+def test_a_file_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, **CHOSEN, keep_frozen=True)
+    (tmp_path / "checkpoints" / prefix.NAME).mkdir(parents=True)
+    loop.run()
+    (warning,) = kept(loop).store.warnings
+    assert "unable to open database file; what frozen blocks give is computed again" in warning
 
 
 def test_rows_held_out_are_read_back_too(tmp_path: Path) -> None:
@@ -120,6 +168,8 @@ def test_rows_held_out_are_read_back_too(tmp_path: Path) -> None:
         {"tune": {"lisa": {"blocks": 1, "every_steps": 2}}},
         {"keep_frozen": False},
         {"one_pass": True},
+        {"num_steps": 5},
+        {"objective": "masked_thought"},
     ],
     ids=str,
 )

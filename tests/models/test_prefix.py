@@ -10,7 +10,7 @@ from families import FAMILIES, tiny
 from temper.data.pack import pack
 from temper.models.attention import PackedLayout, packed_inputs
 from temper.models.model import Model
-from temper.models.prefix import behind, num_frozen, output_of, tried
+from temper.models.prefix import behind, can_be_kept, num_frozen, output_of, tried
 from temper.signals.forward import token_logprobs
 from training import attach, examples
 
@@ -80,3 +80,24 @@ def test_blocks_with_dropout_are_not_left_out_and_the_random_numbers_stay_as_the
     before = torch.random.get_rng_state()
     assert tried(model, 1) is None and not model.module.training
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_blocks_that_give_another_thing_each_time_are_told() -> None:
+    model = tiny("opt")
+    assert can_be_kept(model, 1)
+    model.module.config.layerdrop = 0.1
+    assert not can_be_kept(model, 1) and tried(model, 1) is None
+    model = tiny("llama")
+    for kind in ("dynamic", "longrope"):
+        model.module.config.rope_parameters = {"rope_type": kind}
+        assert not can_be_kept(model, 1)
+        model.module.config.rope_parameters = {"full_attention": {"rope_type": kind}}
+        assert not can_be_kept(model, 1)
+    model.module.config.rope_parameters = {"rope_type": "linear"}
+    assert can_be_kept(model, 1)
+
+
+def test_numbers_for_blocks_that_are_never_asked_are_an_error() -> None:
+    model = tiny("llama")
+    with pytest.raises(RuntimeError, match=r"left out model.layers.0"), behind(model, 1, torch.zeros(3, 48)):
+        pass

@@ -120,6 +120,30 @@ def test_rows_are_brought_in_before_they_are_more_than_the_words() -> None:
     torch.testing.assert_close(weight.grad, other, rtol=1e-5, atol=1e-5)
 
 
+def test_the_sums_have_the_same_bits_every_time() -> None:
+    """Some hundred thousand numbers for a few words, on several threads."""
+    model = tiny("llama")
+    embedding: Any = model.module.get_submodule(model.anatomy.embedding)
+    sums, threads = Sums(model, True), torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, VOCABULARY, (4000,), generator=generator)  # 0 is padding
+    rows = torch.randn(4000, 48, generator=generator)
+    found = []
+    torch.set_num_threads(4)
+    try:
+        for _ in range(10):
+            embedding.weight.grad = None
+            sums.keep(tokens[:50], rows[:50])
+            sums.keep(tokens[50:], rows[50:])
+            sums.finish()
+            found.append(embedding.weight.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, found[0]) for one in found)
+    expected = torch.zeros(VOCABULARY, 48, dtype=torch.float64).index_add(0, tokens, rows.double())
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=1e-4)
+
+
 class _Half(TokenLoss):
     """Says of half a sum that it was the sum."""
 

@@ -391,6 +391,14 @@ class Steps:
         return any(isinstance(stream, MixedStream) and stream.is_live for stream in self.streams)
 
     @property
+    def passes(self) -> float | None:
+        """How often the budget goes through the stage's own rows; None where tokens decide, which are not known yet."""
+        if self.budget.steps is not None and self.batch_size is not None:
+            rows = sum(map(len, self.streams[0].parts))
+            return self.budget.steps * self.batch_size * self.parts[0] / max(1, rows)
+        return self.budget.epochs
+
+    @property
     def progress(self) -> float:
         """Share of the budget used up, 0 to 1."""
         if self.budget.steps is not None:

@@ -112,6 +112,8 @@ def _pass(loop: Loop, batches: Sequence[Batch], units: float) -> None:
     with torch.set_grad_enabled(loop.optim.needs_gradient):
         for batch in [*batches] * loop.optim.num_evaluations:
             loss, _ = loop.add_gradients(batch, units, Moment(0, 0.0))
+    if loop.optim.needs_gradient:
+        loop.finish_gradients()
     float(loss.total)  # a GPU has finished
 
 

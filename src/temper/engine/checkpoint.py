@@ -176,7 +176,7 @@ class Checkpoints:
 
     def _start(self, kind: str, step: int, tensors: Mapping[str, Tensor], rest: Any) -> None:
         self.wait()
-        is_copied = copied_bytes(tensors.values()) > 0
+        is_copied = tensors.keys() <= self._copies.keys() or copied_bytes(tensors.values()) > 0
         written = {name: self._copy(name, tensor) for name, tensor in tensors.items()} if is_copied else dict(tensors)
 
         def work() -> None:
@@ -271,10 +271,11 @@ def copied_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _free_bytes() -> float:
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError):  # a system that does not tell
-        return math.inf
+    """Return the memory that is to be had without taking it from a program; infinite where the system does not tell."""
+    told = Path("/proc/meminfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return float(free[0]) if free else math.inf
 
 
 def _name(kind: str, step: int) -> str:

@@ -53,10 +53,9 @@ class FlopCounter:
     Forward: 2 per weight of a block and token (soft prompts included), 2 per weight of the head and supervised token, 4
     H E (pairs of tokens) per block for attention. Backward: as much for the gradient of the inputs, from the last block
     down to the lowest that trains, as much again for the gradient of the weights that train, and of those that a tuner
-    picks entries from. The head's logits are computed
-    twice where they are too many to be held, and the forward pass of a `recompute` share of the blocks as well. Of a
-    step the passes of other models count, too, and those that methods take beside; an adapter's own small products,
-    validation, and what is looked at before the first step do not.
+    picks entries from. The head's logits are computed twice where they are too many to be held, and the forward pass of
+    a `recompute` share of the blocks as well. Of a step the passes of other models count, too, and those that methods
+    take beside; an adapter's own small products, validation, and what is looked at before the first step do not.
 
     Args:
         model: the one that trains.

@@ -147,7 +147,7 @@ def fit(
         cost["peak_memory_bytes"] = peak_memory_bytes(device)
         remarks = [remark for live in loop.lives for remark in live.remarks()]
         remarks += settings.optimizer.remarks(loop.optimizer)
-        kept = [] if loop.prefix is None else loop.prefix.warnings
+        kept = [] if loop.prefix is None else loop.prefix.store.warnings
         warnings = [*model.notes, *loop.checkpoints.warnings, *kept, *remarks, *_warnings(details)]
         return Fitted(tuning, loop.target, cost, details, warnings)
 

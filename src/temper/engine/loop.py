@@ -41,7 +41,7 @@ from temper.engine.precision import computing_in
 from temper.engine.prefix import KeptPrefix
 from temper.engine.watch import LossWatch, naming_memory
 from temper.models.model import Model
-from temper.models.prefix import num_frozen, tried
+from temper.models.prefix import can_be_kept, num_frozen, tried
 from temper.models.recompute import recomputing
 from temper.models.sums import Sums
 from temper.objectives.base import Loss, Objective, Target
@@ -132,13 +132,15 @@ class Loop:
     @property
     def keeps_frozen(self) -> bool:
         """Whether what the frozen blocks give is kept from one pass over the data to the next."""
-        is_one_pass = self.steps.budget.epochs is not None and self.steps.budget.epochs <= 1
-        return self.keep_frozen and self.num_frozen > 0 and not is_one_pass and self.placement.world.size == 1
+        is_read_again = (self.steps.passes or 0) > 1 and self.target.reads_as_written
+        can_be = self.num_frozen > 0 and can_be_kept(self.model, self.num_frozen) and self.placement.world.size == 1
+        return self.keep_frozen and is_read_again and can_be
 
     def _keep_frozen(self) -> None:
         """Begin to keep it, or go on with what is there."""
         with computing_in(self.dtype, self.device):
             like_TD = tried(self.model, self.num_frozen) if self.keeps_frozen else None
+        self.keep_frozen = like_TD is not None
         if like_TD is not None:
             self.prefix = KeptPrefix(self.model, self.num_frozen, like_TD, self.checkpoints.folder)
 
@@ -173,14 +175,25 @@ class Loop:
             DataError: a row that cannot be trained on.
         """
         self._keep_frozen()
-        self._resume()
+        with nullcontext() if self.prefix is None else self.prefix.of_stage():
+            self._resume()
+            self._train()
+        self.model.module.eval()
+        if self.best["loss"] is not None:
+            self._restore(self.checkpoints.load_best(self.best["step"], self._numbers()))
+            self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
+        for live in self.lives:
+            live.after_training()
+        return dict(self.totals)
+
+    def _train(self) -> None:
+        """Take every step that is left."""
         started = time.monotonic() - self.totals["seconds"]
         self.model.module.train()
         # On a GPU the next batches are made while it computes; on a CPU a second thread would only compete.
         is_ahead = self.device.type != "cpu" and not self.steps.is_live
         source = ahead(iter(self.steps)) if is_ahead else iter(self.steps)
-        keeping = nullcontext() if self.prefix is None else self.prefix.of_stage()
-        with keeping, recomputing(self.model, self.recompute), self._log() as log, self.checkpoints.at_work():
+        with recomputing(self.model, self.recompute), self._log() as log, self.checkpoints.at_work():
             for step in source:
                 if self._is_over():
                     break
@@ -198,13 +211,6 @@ class Loop:
                 if number % self.checkpoint_steps == 0:
                     log.flush()
                     self._save(step.state)
-        self.model.module.eval()
-        if self.best["loss"] is not None:
-            self._restore(self.checkpoints.load_best(self.best["step"], self._numbers()))
-            self.totals |= {"best_step": self.best["step"], "best_validation_loss": self.best["loss"]}
-        for live in self.lives:
-            live.after_training()
-        return dict(self.totals)
 
     def _check_that_parts_of_a_step_will_do(self) -> None:
         """Raise TrainingError where a method looks at all of a step: a process sees its share alone."""
@@ -343,7 +349,7 @@ class Loop:
 
     def operations(self, batches: Sequence[Batch], moment: Moment) -> float:
         """Count the floating-point operations of a step's micro-batches on one process."""
-        is_kept = self.keeps_frozen and moment.passes >= 1
+        is_kept = self.keeps_frozen and moment.passes >= 1 and (self.prefix is None or self.prefix.store.takes_all)
         return self.flops.step(batches, self.further_passes(batches, moment), self.optim, is_kept)
 
     def look_at(self, batches: Sequence[Batch], moment: Moment) -> None:
@@ -486,7 +492,7 @@ class Loop:
         like |= {f"trained.{name}": tensor for name, tensor in self._numbers().items()}
         found = self.checkpoints.load(like)
         if found is None and self.prefix is not None:
-            self.prefix.forget()
+            self.prefix.store.clear()
         if found is not None:
             numbers, state = found
             self._compare(state["made_by"])

@@ -77,8 +77,9 @@ class FitSettings(Settings):
     )
     keep_frozen: bool = Field(
         True,
-        description="keep on disk, from one pass over the data to the next, what the blocks below the lowest that "
-        "trains give, in place of computing it again: at most half of the room, and until the stage is over",
+        description="where epochs or steps go through the data more than once: keep on disk what the blocks below the "
+        "lowest that trains give, in place of computing it again; takes at most half of the disk's free room, until "
+        "the stage is over",
     )
     max_length: int = Field(
         2048,

@@ -23,8 +23,8 @@ class Sums(Protocol):
     factor: float
     """by what the pass's loss is multiplied"""
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return what the embedding gives for tokens, (..., D)."""
+    def embed(self, tokens: Tensor) -> Tensor | None:
+        """Return what the embedding gives for tokens, (..., D), None where autograd takes its gradient."""
         ...
 
     def begin_head(self, weight_VD: Tensor) -> Tensor | None:

@@ -52,6 +52,9 @@ def _mapped(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor 
     is_here = like.device.type == "cpu" and not isinstance(like, FakeTensor)
     if size < LARGE_BYTES or not is_here or not has_large_pages():
         return None
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # no memory, which PyTorch then says in its own words, or a system that refuses
+        return None
     return torch.frombuffer(memory, dtype=dtype).view(shape)

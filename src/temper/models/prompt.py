@@ -92,9 +92,8 @@ def embed_padded_behind_prompts(model: Model, tokens_BL: Tensor, padding_B: Tens
 
 def embed(model: Model, tokens: Tensor) -> Tensor:
     """Return what the model's embedding gives for tokens, (..., D)."""
-    if model.sums is not None:
-        return model.sums.embed(tokens)
-    embedded: Tensor = model.module.get_submodule(model.anatomy.embedding)(tokens)
+    summed = None if model.sums is None else model.sums.embed(tokens)
+    embedded: Tensor = model.module.get_submodule(model.anatomy.embedding)(tokens) if summed is None else summed
     return embedded
 
 

@@ -79,18 +79,18 @@ class Sums:
         """Say that a sum of log-probabilities is the loss of the pass."""
         self._totals.append(total)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return what the model's embedding gives for tokens, (..., D); its gradient is kept here."""
+    def embed(self, tokens: Tensor) -> Tensor | None:
+        """Return what the model's embedding gives for tokens, (..., D), whose gradient is kept here; None where
+        autograd is to take it."""
         weight_VD = self._embedding.weight
         if self._multiple is None or not _is_summed(weight_VD):
-            embedded: Tensor = self._embedding(tokens)
-            return embedded
+            return None
         with torch.no_grad():
             embedded = self._embedding(tokens)
         read: Tensor = apply(_Read, weight_VD, embedded, tokens, self)
         return read
 
-    def keep(self, weight_VD: Tensor, tokens: Tensor, grad: Tensor) -> None:
+    def keep(self, tokens: Tensor, grad: Tensor) -> None:
         """Keep the gradient of what was read for tokens."""
         assert self._multiple is not None
         tokens_T, grad_TD = tokens.reshape(-1), grad.reshape(-1, grad.shape[-1]) * self._multiple
@@ -98,28 +98,33 @@ class Sums:
         if padding is not None:  # whose row never trains
             grad_TD = grad_TD * (tokens_T != padding)[:, None]
         self._rows.append((tokens_T, grad_TD))
-        if sum(len(tokens_T) for tokens_T, _ in self._rows) > len(weight_VD):
+        if sum(len(tokens_T) for tokens_T, _ in self._rows) > len(self._embedding.weight):
             self.finish()
 
     @torch.no_grad()
     def finish(self) -> None:
         """Bring what was kept into the gradients of the parameters."""
-        for tokens_T, grad_TD in self._rows:
-            _sum_of(self._embedding.weight).index_put_((tokens_T,), grad_TD, accumulate=True)
+        if not self._rows:
+            return
+        tokens_T, order_T = torch.cat([tokens_T for tokens_T, _ in self._rows]).sort(stable=True)
+        grad_TD = torch.cat([grad_TD for _, grad_TD in self._rows])[order_T]
         self._rows.clear()
+        # Each word's rows are added up in their order, and each word is then written once: the same bits every time.
+        number_T = torch.cat([tokens_T.new_zeros(1), (tokens_T[1:] != tokens_T[:-1]).cumsum(0)])
+        sums_TD = torch.ops.aten.embedding_dense_backward(grad_TD, number_T, len(tokens_T), -1, False)
+        words_T = tokens_T[0].repeat(len(tokens_T)).scatter(0, number_T, tokens_T)  # what is left over is sums of 0
+        _sum_of(self._embedding.weight).index_put_((words_T,), sums_TD, accumulate=True)
 
 
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight_VD: Tensor, embedded: Tensor, tokens: Tensor, sums: Sums) -> Tensor:
-        ctx.save_for_backward(weight_VD, tokens)
-        ctx.sums = sums
+        ctx.tokens, ctx.sums = tokens, sums
         return embedded.view_as(embedded)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        weight_VD, tokens = ctx.saved_tensors
-        ctx.sums.keep(weight_VD, tokens, grads[0])
+        ctx.sums.keep(ctx.tokens, grads[0])
         return None, None, None, None
 
 
@@ -149,5 +154,5 @@ def multiple(embedding: nn.Module) -> float | None:
         }
         word = torch.zeros((), dtype=torch.int64, device="cpu")
         found_D = functional_call(embedding, {"weight": rows_VD, **buffers}, (word,))
-        factor = float(found_D.sum() / row_D.sum())
+        factor = float((found_D @ row_D) / (row_D @ row_D))
         return factor if torch.allclose(found_D, factor * row_D, rtol=1e-5, atol=1e-6) else None

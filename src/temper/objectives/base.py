@@ -44,6 +44,8 @@ class Target(Live, ABC):
     is_sum: ClassVar[bool] = False
     """The loss's `total` is the very tensor that `summed_logprobs` gave, so that the gradient of the head may be added
     up while it is made (`models/sums.py`)."""
+    reads_as_written: ClassVar[bool] = True
+    """The model reads each document as the data has it, in every pass over the data."""
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield trainable numbers of the objective's own (a head), by name, as a tuner does."""

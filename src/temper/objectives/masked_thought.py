@@ -28,6 +28,8 @@ from temper.signals.setup import Setup
 class MaskedLoss(TokenLoss):
     """The likelihood of the response, whose tokens are partly hidden where they are read."""
 
+    reads_as_written: ClassVar[bool] = False
+
     def __init__(self, model: Model, method: MaskedThought, token: int, seed: int) -> None:
         super().__init__(model)
         self.method, self.token, self.seed = method, token, seed

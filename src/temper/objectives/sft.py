@@ -15,7 +15,10 @@ from temper.signals.setup import Setup
 
 
 class TokenLoss(Target):
-    """Weighted negative log-likelihood: L = -sum_t w_t log p(x_t | x_<t) / sum_t w_t, over the whole batch."""
+    """Weighted negative log-likelihood: L = -sum_t w_t log p(x_t | x_<t) / sum_t w_t, over the whole batch.
+
+    What inherits from it and returns another loss says so: `is_sum = False`.
+    """
 
     is_sum: ClassVar[bool] = True
 

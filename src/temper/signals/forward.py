@@ -44,7 +44,8 @@ def hidden_states(model: Model, batch: Batch, is_causal: bool = True) -> Tensor:
     backbone, device = model.module.get_submodule(model.anatomy.backbone), batch.tokens_T.device
     if not model.prompt_length:
         layout = PackedLayout.of(batch.lengths, device, is_causal)
-        read_T = batch.tokens_T if model.sums is None else model.sums.embed(batch.tokens_T)
+        summed_TD = None if model.sums is None else model.sums.embed(batch.tokens_T)
+        read_T = batch.tokens_T if summed_TD is None else summed_TD
         places = batch.tokens_T, batch.positions_T, batch.lengths, is_causal
         with nullcontext() if model.prefix is None else model.prefix.in_place(*places):
             hidden_TD: Tensor = backbone(**packed_inputs(read_T, batch.positions_T, layout)).last_hidden_state[0]
