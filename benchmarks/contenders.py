@@ -81,6 +81,11 @@ def temper_8bit(case: dict[str, Any]) -> Marks:
     return temper(case, optimizer="adamw_8bit")
 
 
+def temper_1k(case: dict[str, Any]) -> Marks:
+    """Temper with passes of 1,024 tokens at most, where it takes 2,048 on a CPU."""
+    return temper(case, micro_tokens=1024)
+
+
 def temper_nf4(case: dict[str, Any]) -> Marks:
     """Temper with the frozen base in 4 bits."""
     return temper(case, hold="nf4")
@@ -287,6 +292,7 @@ def product_rate(precision: str) -> float:
 CONTENDERS = {
     "temper": temper,
     "temper 8-bit": temper_8bit,
+    "temper 1k": temper_1k,
     "temper nf4": temper_nf4,
     "loop": loop,
     "trainer": trainer,

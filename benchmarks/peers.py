@@ -12,7 +12,8 @@ Needs `pip install trl` beside Temper. Every contender runs in a process of its 
 table gives the median of each, and its ratio to Temper's with the range over the turns. All processes get the same
 settings of the C library's allocator, which spare them page faults. "trl" is SFTTrainer with its own defaults (padded,
 activations computed again), "trl packed" the fastest it has on a CPU, "loop" what one would write by hand; further
-contenders are "temper 8-bit" (averages in 8 bits) and, in the LoRA cases, "temper nf4" (the base in 4 bits).
+contenders are "temper 8-bit" (averages in 8 bits), "temper 1k" (passes of 1,024 tokens at most) and, in the LoRA
+cases, "temper nf4" (the base in 4 bits).
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Sums:
         number_T = torch.cat([tokens_T.new_zeros(1), (tokens_T[1:] != tokens_T[:-1]).cumsum(0)])
         sums_TD = torch.ops.aten.embedding_dense_backward(grad_TD, number_T, len(tokens_T), -1, False)
         words_T = tokens_T[0].repeat(len(tokens_T)).scatter(0, number_T, tokens_T)  # what is left over is sums of 0
-        _sum_of(self._embedding.weight).index_put_((words_T,), sums_TD, accumulate=True)
+        _sum_of(self._embedding.weight).index_add_(0, words_T, sums_TD)
 
 
 class _Read(torch.autograd.Function):
