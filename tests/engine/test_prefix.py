@@ -12,10 +12,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from families import FAMILIES, tiny
+from temper.data.rows import Rows
 from temper.data.stream import Budget
 from temper.engine import prefix
+from temper.engine.fit import fit
 from temper.engine.loop import Loop, Validation, to_batches
 from temper.engine.prefix import KeptPrefix
+from temper.engine.settings import FitSettings
 from training import examples, make_loop, trained, trained_with_a_break
 
 MADE = examples((*range(3, 20), 40, 40, 41))
@@ -198,3 +201,18 @@ def test_operations_are_those_that_are_done(tmp_path: Path, family: str) -> None
     without = make_loop(tmp_path / "plain", tiny(family), **{**CHOSEN, "num_steps": 10}).run()["flops"]
     assert without - totals["flops"] == pytest.approx(spared)
     assert 0.1 < spared / without < 0.3
+
+
+def test_blocks_that_are_held_packed_are_kept_as_they_compute(tmp_path: Path) -> None:
+    records = [{"prompt": "ab" * (1 + number % 7), "completion": "cd" * (1 + number % 5)} for number in range(20)]
+    found = []
+    for keep in (True, False):
+        chosen = FitSettings.model_validate(
+            {"tune": UPPER, "hold": "nf4", "epochs": 3, "batch_size": 4, "lr": 3e-3, "precision": "bf16",
+             "max_length": 64, "keep_frozen": keep}
+        )  # fmt: skip
+        rows = Rows.from_list(records, "completion", "made", "made.jsonl")
+        done = fit(tiny("llama"), rows, chosen, folder=tmp_path / str(keep))
+        assert ("kept" in done.details) == keep
+        found.append(losses(tmp_path / str(keep)))
+    assert found[0][:5] == found[1][:5] and found[0] == pytest.approx(found[1], rel=2e-2)
