@@ -154,5 +154,5 @@ def multiple(embedding: nn.Module) -> float | None:
         }
         word = torch.zeros((), dtype=torch.int64, device="cpu")
         found_D = functional_call(embedding, {"weight": rows_VD, **buffers}, (word,))
-        factor = float((found_D @ row_D) / (row_D @ row_D))
+        factor = 1.0 if torch.equal(found_D, row_D) else float((found_D @ row_D) / (row_D @ row_D))
         return factor if torch.allclose(found_D, factor * row_D, rtol=1e-5, atol=1e-6) else None
