@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from temper.models.attention import PackedLayout, packed_inputs
 from temper.models.model import Model
@@ -93,7 +94,8 @@ def num_frozen(model: Model) -> int:
         for block in model.anatomy.blocks
     ]
     try:
-        with torch.enable_grad(), torch.random.fork_rng():
+        # There is no way back: nothing is kept for it.
+        with torch.enable_grad(), torch.random.fork_rng(), saved_tensors_hooks(_none, _unasked):
             model.module.get_submodule(model.anatomy.backbone)(**_some_tokens(model))
     finally:
         for handle in handles:
@@ -139,6 +141,14 @@ def tried(model: Model, num_blocks: int) -> Tensor | None:
             found_TD = backbone(**read).last_hidden_state
         model.module.train(trains)
     return given_TD if torch.equal(found_TD, expected_TD) else None
+
+
+def _none(kept: Tensor) -> None:
+    return None
+
+
+def _unasked(nothing: None) -> Tensor:
+    raise RuntimeError("what was tried has no way back")
 
 
 def _some_tokens(model: Model) -> dict[str, Any]:

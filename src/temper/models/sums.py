@@ -57,7 +57,6 @@ class Sums:
             factor: by what its loss is multiplied before it is run backward, once.
         """
         self.factor, self.model.sums = factor, self
-        self._totals.clear()
         try:
             yield
         finally:
@@ -65,7 +64,8 @@ class Sums:
 
     def check(self, total: Tensor) -> None:
         """Raise RuntimeError where the sum that was promised to be the loss of the pass is not: a gradient is wrong."""
-        if any(promised is not total for promised in self._totals):
+        promised, self._totals = self._totals, []
+        if any(one is not total for one in promised):
             raise RuntimeError(
                 "the objective's loss is not the tensor that `summed_logprobs` gave it, as its `is_sum` says it is; "
                 "where that sum is only a part of the loss, is_sum must be False"
