@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _CHOICE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 @cache
 def has_large_pages() -> bool:
     """Whether the system gives a mapping large pages that asks for them (Linux)."""
-    return hasattr(mmap, "MADV_HUGEPAGE") and _CHOICE.is_file() and "[never]" not in _CHOICE.read_text()
+    return hasattr(mmap, "MADV_HUGEPAGE") and os.access(_CHOICE, os.R_OK) and "[never]" not in _CHOICE.read_text()
 
 
 def zeros(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
