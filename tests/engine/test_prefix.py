@@ -216,3 +216,20 @@ def test_blocks_that_are_held_packed_are_kept_as_they_compute(tmp_path: Path) ->
         assert ("kept" in done.details) == keep
         found.append(losses(tmp_path / str(keep)))
     assert found[0][:5] == found[1][:5] and found[0] == pytest.approx(found[1], rel=2e-2)
+
+
+def test_a_file_that_once_refused_refuses_until_the_stage_begins_anew(tmp_path: Path) -> None:
+    """Or else what is there would hang on where a run was stopped."""
+    file, large, small = tmp_path / "kept", {b"large": bytes(100)}, {b"small": bytes(10)}
+    store = prefix._Store(file)
+    store._room = 50
+    store.write(small)
+    store.write(large)
+    assert not store.takes_all and [name for name, _ in store.read([b"small", b"large"])] == [b"small"]
+    store.close()
+    again = prefix._Store(file)
+    again.write({b"other": bytes(1)})
+    assert not again.takes_all and not again.read([b"other"])
+    again.clear()
+    again.write(large)
+    assert again.takes_all and dict(again.read([b"small", b"large"])) == large and not again.warnings
