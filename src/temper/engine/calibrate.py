@@ -9,9 +9,7 @@ gone is what a training starts from.
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +28,7 @@ from temper.engine.precision import best_device
 from temper.engine.settings import FitSettings, default_micro_tokens
 from temper.models.load import Outline, outline_model
 from temper.models.model import Model
+from temper.models.pages import give_back
 
 BLOCKS = 2
 MOST_PARAMETERS = 60_000_000
@@ -148,8 +147,7 @@ def _some(data: Data, vocabulary: int) -> list[Example]:
 def resident_bytes() -> int:
     """Return what the process holds of the system's memory, with nothing in it that could be given back."""
     gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back()
     for line in Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").is_file() else ():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

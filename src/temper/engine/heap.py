@@ -51,7 +51,7 @@ def held_bytes(events: Sequence[int], sizes: Sequence[int]) -> list[int] | None:
     """Return what a process holds for tensors after each event, None where that cannot be found out.
 
     Args:
-        events: number + 1 of what comes, its negative where it goes.
+        events: number + 1 of what comes, its negative where it goes; 0 where what lies free is given back.
         sizes: of each tensor, in bytes; a negative one is that of an object which has no numbers.
     """
     if not is_modelled():
@@ -86,7 +86,12 @@ def _replay(events: Sequence[int], sizes: Sequence[int], seed: int) -> array[int
     held = array("q", bytes(8 * len(events)))
     free(malloc(LARGEST_IN_HEAP))  # a process that has loaded a model has had and let go of what is as large
     begin, mapped = heap_end(0), 0
+    in_use, most_in_use = 0, None  # bytes of tensors in the heap, and the most since what lay free was given back
     for place, event in enumerate(events):
+        if event == 0:
+            most_in_use = in_use
+            held[place] = in_use + mapped
+            continue
         number = abs(event) - 1
         size = max(1, sizes[number])
         if sizes[number] < 0:
@@ -100,12 +105,18 @@ def _replay(events: Sequence[int], sizes: Sequence[int], seed: int) -> array[int
                 raise MemoryError(size)
             small = {wanted: malloc(wanted) for wanted in order.sample((TENSOR, VERSION), 2)}
             made[number] = small[VERSION], numbers, storage, small[TENSOR]  # as they go
-            mapped += _mapped_bytes(numbers, size)
+            own = _mapped_bytes(numbers, size)
+            mapped, in_use = mapped + own, in_use + (0 if own else size)
         else:
-            mapped -= _mapped_bytes(made[number][1], size)
+            own = _mapped_bytes(made[number][1], size)
+            mapped, in_use = mapped - own, in_use - (0 if own else size)
             for address in made[number]:
                 free(address)
-        held[place] = heap_end(0) - begin + mapped
+        in_heap = heap_end(0) - begin
+        if most_in_use is not None:
+            most_in_use = max(most_in_use, in_use)
+            in_heap = min(in_heap, most_in_use)
+        held[place] = in_heap + mapped
     return held
 
 

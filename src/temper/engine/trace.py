@@ -96,7 +96,7 @@ class Ledger(TorchDispatchMode):
         self.storages: list[_Storage] = []
         """also the objects, of negative size"""
         self.events: list[int] = []
-        """number + 1 of a storage that comes, its negative where it goes"""
+        """number + 1 of a storage that comes, its negative where it goes; 0 where the heap gives back what lies free"""
         self._tensors = WeakIdKeyDictionary()
         """those that were seen"""
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
@@ -170,6 +170,10 @@ class Ledger(TorchDispatchMode):
                 new = self._come(size, known.kind)
                 self._alive[key] = (reference, new)
 
+    def give_back(self) -> None:
+        """Say that what lies free in the heap is given back to the system."""
+        self.events.append(0)
+
     def call(self, kind: str, tensors: Iterable[Tensor]) -> None:
         """Say what the storages of tensors are."""
         for tensor in tensors:
@@ -182,8 +186,7 @@ class Ledger(TorchDispatchMode):
         by_process = held_bytes(self.events, [storage.size for storage in self.storages]) if on_cpu else None
         held = tensors = most = moment = 0
         for place, event in enumerate(self.events):
-            size = max(0, self.storages[abs(event) - 1].size)
-            held += size if event > 0 else -size
+            held += self._grown_bytes(event)
             tensors = max(tensors, held)
             resident = held if by_process is None else max(held, by_process[place])
             if place < self.start:
@@ -192,11 +195,16 @@ class Ledger(TorchDispatchMode):
                 most, moment = resident, place
         parts = dict.fromkeys(KINDS, 0)
         for event in self.events[: moment + 1]:
-            storage = self.storages[abs(event) - 1]
-            size = max(0, storage.size)
-            parts[storage.kind] += size if event > 0 else -size
+            parts[self.storages[abs(event) - 1].kind] += self._grown_bytes(event)
         parts[HELD] = most - sum(parts.values())
         return Memory(tensors, most, parts)
+
+    def _grown_bytes(self, event: int) -> int:
+        """Return by how much tensors are more after an event."""
+        if event == 0:
+            return 0
+        size = max(0, self.storages[abs(event) - 1].size)
+        return size if event > 0 else -size
 
 
 def _rounded(size: int, device: torch.device) -> int:
@@ -277,6 +285,8 @@ class Traced:
                 self._add_gradients(batch, units, moment)
                 ledger.call(GRADIENTS, (one.grad for one in trained if one.grad is not None))
             if self.root is None:
+                if loop.sums is not None and loop.sums.gives_back:
+                    ledger.give_back()
                 loop.finish_gradients()
             loop.add_penalty(moment)
             self._clip_gradients(trained)

@@ -4,14 +4,17 @@ What is let go of in a heap leaves a hole, of which small tensors soon take a pi
 behind all others: a training grows by what it makes and lets go of. Where the library gives a large request a mapping
 of its own instead, the system zeroes it page by page, at 4 KiB a time, which takes longer than to compute with it.
 
-Here a large tensor is a mapping of large pages, which go back to the system with it.
+Here a large tensor is a mapping of large pages, which go back to the system with it; and before one is made that
+does not need what others left behind, the library can be told to give that back.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
+import platform
 from functools import cache
 from pathlib import Path
 
@@ -42,16 +45,27 @@ def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
     return like.new_empty(shape, dtype=dtype) if made is None else made
 
 
-def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor in a type: itself, or a copy."""
-    return tensor if tensor.dtype == dtype else empty(tensor, *tensor.shape, dtype=dtype).copy_(tensor)
+def is_large(like: Tensor, size: int) -> bool:
+    """Whether a tensor of `size` bytes beside another is a mapping of its own."""
+    return size >= LARGE_BYTES and like.device.type == "cpu" and has_large_pages()
+
+
+def give_back() -> None:
+    """Give the whole pages that lie free in the C library's heap back to the system (glibc)."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def _mapped(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
     """Return a tensor in large pages, None where it is not large or there are none."""
     size = math.prod(shape) * dtype.itemsize
-    is_here = like.device.type == "cpu" and not isinstance(like, FakeTensor)
-    if size < LARGE_BYTES or not is_here or not has_large_pages():
+    if isinstance(like, FakeTensor) or not is_large(like, size):
         return None
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from temper.models.autograd import apply
 from temper.models.model import Model
-from temper.models.pages import zeros
+from temper.models.pages import give_back, is_large, zeros
 
 
 class Sums:
@@ -101,11 +101,19 @@ class Sums:
         if sum(len(tokens_T) for tokens_T, _ in self._rows) > len(self._embedding.weight):
             self.finish()
 
+    @property
+    def gives_back(self) -> bool:
+        """Whether `finish` makes so large a gradient that what the passes left in the heap is given back before."""
+        weight_VD = self._embedding.weight
+        return bool(self._rows) and weight_VD.grad is None and is_large(weight_VD, weight_VD.nbytes)
+
     @torch.no_grad()
     def finish(self) -> None:
         """Bring what was kept into the gradients of the parameters."""
         if not self._rows:
             return
+        if self.gives_back:
+            give_back()
         tokens_T, order_T = torch.cat([tokens_T for tokens_T, _ in self._rows]).sort(stable=True)
         grad_TD = torch.cat([grad_TD for _, grad_TD in self._rows])[order_T]
         self._rows.clear()

@@ -17,15 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from temper.models.pages import cast, empty, zeros
+from temper.models.pages import empty, zeros
 
 CHUNK_VALUES = 2**25
 """logits of a chunk, 64 MiB in bf16: each chunk reads and writes the whole gradient of the weight, so few are made"""
 SOFTMAX_VALUES = 2**20
 """logits that a CPU brings to float32 at once: 4 MiB, which stay in its cache"""
 PRODUCT_VALUES = 2**21
-"""entries of the weight's gradient that one product makes: whole, it took the gradient's memory one and a half times
-more and, on a CPU, up to twice the time"""
+"""entries of the weight that a CPU's product reads in another type, or of its gradient that one makes: the copy stays
+in the cache. A whole gradient took its memory one and a half times more and up to twice the time"""
+GPU_PRODUCT_VALUES = 2**27
+"""the same elsewhere, where a product costs more to begin"""
 KEPT_VALUES = 2**24
 """logits that are kept for the backward pass where there are no more: 32 MiB in bf16"""
 
@@ -51,15 +53,17 @@ class SummedLogprobs(torch.autograd.Function):
         into_VD: Tensor | None = None,
         factor: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        scaled_ND, cast_VD = _scaled(hidden_ND, scale, dtype), cast(weight_VD, dtype)
+        scaled_ND = _scaled(hidden_ND, scale, dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         slopes_N = counts_N * factor
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
-        grad_ND = torch.empty_like(scaled_ND) if wants_hidden else None
+        grad_ND = torch.empty_like(scaled_ND, dtype=_type_of_sums(weight_VD, dtype)) if wants_hidden else None
         grad_VD = into_VD if into_VD is not None else zeros(weight_VD, *weight_VD.shape) if wants_weight else None
-        buffer_CV = empty(scaled_ND, min(chunk, len(targets_N)), len(cast_VD))
-        for part in _parts(len(targets_N), chunk):
-            logits_CV = torch.mm(scaled_ND[part], cast_VD.t(), out=buffer_CV[: len(targets_N[part])])
+        parts = _like_parts(len(targets_N), chunk)
+        buffer_CV = empty(scaled_ND, parts[0].stop if parts else 0, len(weight_VD))
+        for part in parts:
+            logits_CV = buffer_CV[: len(targets_N[part])]
+            _project(scaled_ND[part], weight_VD, logits_CV)
             for few in _parts(len(logits_CV), _rows(logits_CV)):
                 targets_C, counts_C = targets_N[part][few, None], slopes_N[part][few, None]
                 logs_CV = torch.log_softmax(logits_CV[few].float(), 1)
@@ -68,7 +72,7 @@ class SummedLogprobs(torch.autograd.Function):
                     slope_CV = logs_CV.exp_().mul_(-counts_C).scatter_add_(1, targets_C, counts_C)
                     logits_CV[few] = slope_CV
             if grad_ND is not None:
-                torch.mm(logits_CV, cast_VD, out=grad_ND[part])
+                _project_back(logits_CV, weight_VD, grad_ND[part])
             if grad_VD is not None:
                 _add_product(grad_VD, logits_CV, scaled_ND[part])
         if grad_ND is not None:
@@ -94,12 +98,12 @@ class Logprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float, chunk: int, dtype: torch.dtype
     ) -> Tensor:
-        scaled_ND, cast_VD = _scaled(hidden_ND, scale, dtype), cast(weight_VD, dtype)
+        scaled_ND = _scaled(hidden_ND, scale, dtype)
         is_kept = len(targets_N) * len(weight_VD) <= KEPT_VALUES and any(ctx.needs_input_grad)
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
         kept: list[Tensor] = []
-        for part in _parts(len(targets_N), chunk):
-            logits_CV = scaled_ND[part] @ cast_VD.t()
+        for part in _like_parts(len(targets_N), chunk):
+            logits_CV = _logits(scaled_ND[part], weight_VD)
             for few in _parts(len(logits_CV), _rows(logits_CV)):
                 # On a CPU this is four times as fast as logsumexp.
                 logs_CV = torch.log_softmax(logits_CV[few].float(), 1)
@@ -115,11 +119,10 @@ class Logprobs(torch.autograd.Function):
         (grad_N,) = grads
         scaled_ND, weight_VD, targets_N, *kept = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        cast_VD = cast(weight_VD, ctx.dtype)
-        grad_ND = torch.empty_like(scaled_ND) if wants_hidden else None
+        grad_ND = torch.empty_like(scaled_ND, dtype=_type_of_sums(weight_VD, ctx.dtype)) if wants_hidden else None
         grad_VD = zeros(weight_VD, *weight_VD.shape) if wants_weight else None
-        for number, part in enumerate(_parts(len(targets_N), ctx.chunk)):
-            logits_CV = kept[number] if kept else scaled_ND[part] @ cast_VD.t()
+        for number, part in enumerate(_like_parts(len(targets_N), ctx.chunk)):
+            logits_CV = kept[number] if kept else _logits(scaled_ND[part], weight_VD)
             slope_CV = torch.empty_like(logits_CV)
             for few in _parts(len(logits_CV), _rows(logits_CV)):
                 # Rounded once p - 1 is known: in bf16, 1 - p of a token that is nearly certain would be lost.
@@ -128,7 +131,8 @@ class Logprobs(torch.autograd.Function):
                 slope_CV[few] = probs_CV.scatter_add_(1, targets_C1, probs_CV.new_full((len(probs_CV), 1), -1.0))
             # The incoming gradient goes to the smaller side of both products.
             if grad_ND is not None:
-                grad_ND[part] = (slope_CV @ cast_VD) * -grad_N[part, None]
+                _project_back(slope_CV, weight_VD, grad_ND[part])
+                grad_ND[part] *= -grad_N[part, None]
             if grad_VD is not None:
                 _add_product(grad_VD, slope_CV, (scaled_ND[part] * -grad_N[part, None]).to(ctx.dtype))
         if grad_ND is not None:
@@ -140,15 +144,53 @@ def _scaled(hidden_ND: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     return (hidden_ND * scale if scale != 1.0 else hidden_ND).to(dtype)
 
 
+def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    logits_CV = hidden_CD.new_empty(len(hidden_CD), len(weight_VD))
+    _project(hidden_CD, weight_VD, logits_CV)
+    return logits_CV
+
+
+def _project(hidden_CD: Tensor, weight_VD: Tensor, into_CV: Tensor) -> None:
+    """Write hidden weight', in the type of hidden; no more of the weight is brought to that type than a product
+    reads."""
+    for words in _words(weight_VD, is_whole=weight_VD.dtype == hidden_CD.dtype):
+        torch.mm(hidden_CD, weight_VD[words].to(hidden_CD.dtype).t(), out=into_CV[:, words])
+
+
+def _project_back(slope_CV: Tensor, weight_VD: Tensor, into_CD: Tensor) -> None:
+    """Write slope weight; the products of parts of the weight are added up in float32."""
+    if weight_VD.dtype == slope_CV.dtype:
+        torch.mm(slope_CV, weight_VD, out=into_CD)
+        return
+    into_CD.zero_()
+    for words in _words(weight_VD):
+        into_CD += slope_CV[:, words] @ weight_VD[words].to(slope_CV.dtype)
+
+
+def _type_of_sums(weight_VD: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if weight_VD.dtype == dtype else torch.float32
+
+
+def _words(weight_VD: Tensor, is_whole: bool = False) -> list[slice]:
+    """Return the parts of a matrix that products are made of, one after another."""
+    vocabulary, width = weight_VD.shape
+    values = PRODUCT_VALUES if weight_VD.device.type == "cpu" else GPU_PRODUCT_VALUES
+    return _parts(vocabulary, vocabulary if is_whole else max(1, values // width))
+
+
 def _add_product(grad_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor) -> None:
     """Add slope' hidden to the weight's gradient, some rows of it at a time."""
-    vocabulary, width = grad_VD.shape
-    for words in _parts(vocabulary, max(1, PRODUCT_VALUES // width)):
+    for words in _words(grad_VD):
         grad_VD[words] += slope_CV[:, words].t() @ hidden_CD
 
 
 def _parts(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _like_parts(count: int, most: int) -> list[slice]:
+    """Return parts of no more than `most`, as few as can be and as long as one another, the first no shorter."""
+    return _parts(count, -(-count // max(1, -(-count // most)))) if count else []
 
 
 def _rows(logits_CV: Tensor) -> int:
