@@ -119,6 +119,17 @@ def test_the_same_is_said_twice() -> None:
     assert DRAWS > 1
 
 
+def test_holes_that_are_given_back_are_not_held_until_they_are_filled_again() -> None:
+    """Eight tensors, of which every second goes."""
+    sizes = [MIB] * 12
+    going = [-1, -3, -5, -7]
+    kept = held_bytes([*range(1, 9), *going, 9, 10, 11, 12], sizes)
+    given = held_bytes([*range(1, 9), *going, 0, 9, 10, 11, 12], sizes)
+    assert kept is not None and given is not None
+    assert given[:12] == kept[:12] and kept[11] >= 8 * MIB
+    assert [one / MIB for one in given[12:]] == pytest.approx([4, 5, 6, 7, 8], abs=0.1)
+
+
 def test_what_no_system_gives_is_not_found_out() -> None:
     assert held_bytes([1], [2**62]) is None
 

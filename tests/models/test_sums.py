@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from families import FAMILIES, VOCABULARY, tiny
 from temper.core.schedule import Moment
 from temper.data.pack import Batch, pack
+from temper.models import pages
+from temper.models import sums as sums_module
 from temper.models.model import Model
 from temper.models.sums import Sums, multiple
 from temper.objectives.base import Loss
@@ -118,6 +120,18 @@ def test_rows_are_brought_in_before_they_are_more_than_the_words() -> None:
     (4 * TokenLoss(expected).loss(PASSES[0], Moment(0, 0.0)).total).backward()
     other = expected.module.get_submodule(expected.anatomy.embedding).weight.grad
     torch.testing.assert_close(weight.grad, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_holes_are_given_back_before_a_large_gradient(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[bool] = []
+    model = tiny("llama")
+    weight = model.module.get_submodule(model.anatomy.embedding).weight
+    monkeypatch.setattr(pages, "LARGE_BYTES", weight.nbytes + (not is_large))
+    monkeypatch.setattr(pages, "has_large_pages", lambda: True)
+    monkeypatch.setattr(sums_module, "give_back", lambda: times.append(weight.grad is None))
+    gradients(model, Sums(model, False))
+    assert times == ([True] if is_large else [])
 
 
 def test_the_sums_have_the_same_bits_every_time() -> None:

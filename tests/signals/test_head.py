@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from temper.signals import head
 from temper.signals.head import Logprobs, SummedLogprobs
@@ -25,6 +29,7 @@ def test_values_and_gradients(
 ) -> None:
     monkeypatch.setattr(head, "KEPT_VALUES", 10**9 if is_kept else 0)
     monkeypatch.setattr(head, "SOFTMAX_VALUES", 3 * vocabulary)
+    monkeypatch.setattr(head, "PRODUCT_VALUES", 40 * 24)  # words of 24 features
     torch.manual_seed(num)
     hidden, weight = torch.randn(num, 24), torch.randn(vocabulary, 24)
     targets, upstream = torch.randint(vocabulary, (num,)), torch.randn(num)
@@ -51,6 +56,7 @@ def test_the_sum_and_its_gradients(
     num: int, vocabulary: int, chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "SOFTMAX_VALUES", 3 * vocabulary)
+    monkeypatch.setattr(head, "PRODUCT_VALUES", 40 * 24)  # words of 24 features
     torch.manual_seed(num)
     hidden, weight = (torch.randn(size, 24).to(dtype).float() for size in (num, vocabulary))
     targets, counts = torch.randint(vocabulary, (num,)), torch.randn(num)
@@ -67,6 +73,34 @@ def test_the_sum_and_its_gradients(
     for one, other in zip(torch.autograd.grad(total / 7, leaves), wanted, strict=True):
         # bf16 rounds each term to 1 in 256; the largest result bounds the terms.
         assert float((one - other).abs().max()) <= tolerance * max(1.0, float(other.abs().max()))
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the most numbers that an operation gives."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, *(one.numel() for one in tree_iter(out) if isinstance(one, Tensor)), 0)
+        return out
+
+
+@pytest.mark.parametrize("kind", [Logprobs, SummedLogprobs])
+def test_no_copy_of_a_frozen_head_is_made(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "PRODUCT_VALUES", 10 * 24)
+    monkeypatch.setattr(head, "KEPT_VALUES", 0)
+    hidden, weight, targets = torch.randn(12, 24, requires_grad=True), torch.randn(97, 24), torch.zeros(12).long()
+    counts = () if kind is Logprobs else (torch.ones(12),)
+    with _Largest() as largest:
+        found = kind.apply(hidden, weight, targets, *counts, 1.0, 4, torch.bfloat16)
+        (found if kind is Logprobs else found[0]).sum().backward()
+    assert largest.numbers == 4 * 97 < weight.numel()  # logits of four tokens
+
+
+def test_chunks_are_like_one_another() -> None:
+    sizes = [[part.stop - part.start for part in head._like_parts(*case)] for case in ((0, 4), (9, 4), (4, 4), (1, 8))]
+    assert sizes == [[], [3, 3, 3], [4], [1]]
 
 
 def test_what_a_nearly_certain_token_has_left_to_learn_is_not_rounded_away() -> None:

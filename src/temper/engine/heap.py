@@ -56,7 +56,7 @@ def held_bytes(events: Sequence[int], sizes: Sequence[int]) -> list[int] | None:
     """
     if not is_modelled():
         return None
-    written = array("q", [len(sizes), *sizes, *events]).tobytes()
+    written = array("q", [len(sizes), *sizes, *filter(None, events)]).tobytes()
     drawn: list[array[int]] = []
     for seed in range(DRAWS):
         command = [sys.executable, "-S", "-s", "-P", __file__, str(seed)]
@@ -66,7 +66,27 @@ def held_bytes(events: Sequence[int], sizes: Sequence[int]) -> list[int] | None:
         if done.returncode != 0:  # such as where the system refuses so many addresses
             return None
         drawn.append(array("q", done.stdout))
-    return [sum(held) // DRAWS for held in zip(*drawn, strict=True)]
+    return _given_back([sum(held) // DRAWS for held in zip(*drawn, strict=True)], events, sizes)
+
+
+def _given_back(held: Sequence[int], events: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return what is held where no more is in the heap than tensors have filled since it gave back what lay free.
+
+    Args:
+        held: where nothing is given back, after each event but those.
+    """
+    found: list[int] = []
+    rest, alive, most = iter(held), 0, None
+    for event in events:
+        if event == 0:
+            most = alive
+        else:
+            size = max(0, sizes[abs(event) - 1])
+            alive += size if event > 0 else -size
+            most = None if most is None else max(most, alive)
+        last = next(rest) if event else found[-1] if found else 0
+        found.append(last if most is None else min(last, most))
+    return found
 
 
 def _library() -> ctypes.CDLL:
@@ -86,12 +106,7 @@ def _replay(events: Sequence[int], sizes: Sequence[int], seed: int) -> array[int
     held = array("q", bytes(8 * len(events)))
     free(malloc(LARGEST_IN_HEAP))  # a process that has loaded a model has had and let go of what is as large
     begin, mapped = heap_end(0), 0
-    in_use, most_in_use = 0, None  # bytes of tensors in the heap, and the most since what lay free was given back
     for place, event in enumerate(events):
-        if event == 0:
-            most_in_use = in_use
-            held[place] = in_use + mapped
-            continue
         number = abs(event) - 1
         size = max(1, sizes[number])
         if sizes[number] < 0:
@@ -105,18 +120,12 @@ def _replay(events: Sequence[int], sizes: Sequence[int], seed: int) -> array[int
                 raise MemoryError(size)
             small = {wanted: malloc(wanted) for wanted in order.sample((TENSOR, VERSION), 2)}
             made[number] = small[VERSION], numbers, storage, small[TENSOR]  # as they go
-            own = _mapped_bytes(numbers, size)
-            mapped, in_use = mapped + own, in_use + (0 if own else size)
+            mapped += _mapped_bytes(numbers, size)
         else:
-            own = _mapped_bytes(made[number][1], size)
-            mapped, in_use = mapped - own, in_use - (0 if own else size)
+            mapped -= _mapped_bytes(made[number][1], size)
             for address in made[number]:
                 free(address)
-        in_heap = heap_end(0) - begin
-        if most_in_use is not None:
-            most_in_use = max(most_in_use, in_use)
-            in_heap = min(in_heap, most_in_use)
-        held[place] = in_heap + mapped
+        held[place] = heap_end(0) - begin + mapped
     return held
 
 
