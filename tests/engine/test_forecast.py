@@ -17,6 +17,7 @@ from objective_rows import OBJECTIVES, content
 from temper.core.errors import SettingError
 from temper.core.methods import Method
 from temper.data.rows import Rows
+from temper.engine import trace
 from temper.engine.calibrate import _pass, measure_speed
 from temper.engine.fit import Data, assemble, attach, fit, prepare
 from temper.engine.forecast import Elsewhere, Forecast, forecast
@@ -24,6 +25,7 @@ from temper.engine.layout import Layout
 from temper.engine.settings import FitSettings
 from temper.engine.trace import CHECKPOINT, WEIGHTS
 from temper.hold.base import Hold
+from temper.models import pages
 from temper.models.load import Outline, outline_model, read_outline, save_model
 from temper.models.model import Model
 from temper.objectives.base import Objective
@@ -102,6 +104,16 @@ def test_what_is_held_packed_is_planned_as_packed(name: str, bits: float) -> Non
     # The rest: int8's scales of rows; of nf4's groups of 256 scales one for each matrix, which none of these fills.
     rest = 4 * sum(part.out_features for part in parts) if name == "int8" else (256 + 8) * len(parts)
     assert 0 <= packed - (dense - numbers * (2 - bits / 8)) <= rest
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_the_allocator_is_told_where_holes_are_given_back(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+    monkeypatch.setattr(pages, "LARGE_BYTES", 1 if is_large else 2**40)
+    monkeypatch.setattr(pages, "has_large_pages", lambda: True)
+    monkeypatch.setattr(trace, "held_bytes", lambda events, sizes: asked.append(list(events)))
+    assert planned(settings(tune="full")).memory is not None
+    assert [events.count(0) for events in asked] == [2 * is_large]  # once in each of two steps
 
 
 @pytest.mark.parametrize("name", LOOKING)
