@@ -17,6 +17,7 @@ from families import tiny
 from temper.core.errors import DataError, SettingError
 from temper.data.example import Origin
 from temper.data.rows import BadRow, Rows
+from temper.engine.calibrate import resident_bytes
 from temper.engine.fit import fit
 from temper.engine.settings import FitSettings
 from temper.stages.base import Stage
@@ -55,6 +56,17 @@ def test_a_budget_of_tokens_is_reached_and_not_passed_by_an_example(tmp_path: Pa
     assert 150 <= fitted.cost["tokens"] < 150 + fitted.details["longest"]
     with pytest.raises(ValidationError, match="steps and tokens are one choice"):
         settings(steps=3, tokens=150)
+
+
+def test_what_loading_left_in_the_heap_is_not_held_while_training(tmp_path: Path) -> None:
+    fit(tiny("llama"), rows(), settings(steps=2), folder=tmp_path / "first")  # brings what every training brings
+    model = tiny("llama")
+    made = [torch.ones(25_000) for _ in range(1_000)]  # 100 MB
+    full = resident_bytes()
+    kept = made[::10]
+    del made
+    fitted = fit(model, rows(), settings(steps=2), folder=tmp_path / "second")
+    assert full - fitted.cost["start_memory_bytes"] > 50e6 and len(kept) == 100
 
 
 def test_memory_before_the_first_step_and_time_to_attach_are_told(tmp_path: Path) -> None:

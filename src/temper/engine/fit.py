@@ -40,6 +40,7 @@ from temper.engine.trackers.base import Tracking
 from temper.models.load import fingerprint_module
 from temper.models.model import Model
 from temper.models.packed import unpack_all
+from temper.models.pages import give_back
 from temper.objectives.base import Objective, Target
 from temper.optim.base import Optim
 from temper.retain.base import Retain
@@ -115,6 +116,7 @@ def fit(
         device = best_device()
         if not divides:
             model.module.to(device)
+        give_back()  # what loading left
         reset_peak_memory(device)
         cost: Metrics = {"start_memory_bytes": peak_memory_bytes(device)}
         unpack_all(model.module)

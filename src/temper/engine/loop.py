@@ -41,7 +41,6 @@ from temper.engine.precision import computing_in
 from temper.engine.prefix import KeptPrefix
 from temper.engine.watch import LossWatch, naming_memory
 from temper.models.model import Model
-from temper.models.pages import give_back
 from temper.models.prefix import can_be_kept, num_frozen, tried
 from temper.models.recompute import recomputing
 from temper.models.sums import Sums
@@ -191,7 +190,6 @@ class Loop:
         """Take every step that is left."""
         started = time.monotonic() - self.totals["seconds"]
         self.model.module.train()
-        give_back()  # what loading left
         # On a GPU the next batches are made while it computes; on a CPU a second thread would only compete.
         is_ahead = self.device.type != "cpu" and not self.steps.is_live
         source = ahead(iter(self.steps)) if is_ahead else iter(self.steps)
